@@ -1,0 +1,66 @@
+# Everything is done inside .venv, which is made on first use. Nothing else on the machine changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: help run test bench lint format wheel clean distclean
+
+help:
+	@echo "make run        set up, then simulate the main job (nvswitch16, moe128)"
+	@echo "make test       set up, then lint, type check and test"
+	@echo "make bench      set up, then measure speed and memory against the goals"
+	@echo "make lint       ruff and mypy alone"
+	@echo "make format     let ruff rewrite what it can"
+	@echo "make wheel      build dist/*.whl"
+	@echo "make clean      remove build outputs and caches (distclean: .venv too)"
+	@echo "PYTHON=python3.12 make ... chooses the interpreter for .venv (3.11 or later)"
+
+run: $(VENV)/.installed
+	@$(BIN)/python -m simulator --topology nvswitch16 --workload moe128
+
+test: lint
+	@$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed
+	@$(BIN)/python -m benchmarks
+
+lint: $(VENV)/.installed-test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.installed-test
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+wheel: $(VENV)/.installed-test
+	@rm -rf build dist
+	@$(BIN)/python -m build --quiet --wheel --no-isolation >/dev/null
+	@ls dist/*.whl
+
+clean:
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+distclean: clean
+	@rm -rf $(VENV)
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "set-up: $(PYTHON) must be Python 3.11 or later; name one with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "set-up: $(PYTHON) has no venv; install it, as in: apt install python3-venv" >&2; exit 1; }
+	@echo "set-up: making $(VENV) and installing the simulator and its libraries into it" >&2
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# One chain of stamps, so that two pips never run at once under make -j.
+$(VENV)/.installed: setup.cfg pyproject.toml $(VENV)/.created
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@echo "set-up: installing the test tools into $(VENV)" >&2
+	@$(PIP) install --editable '.[test]'
+	@touch $@

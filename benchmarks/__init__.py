@@ -1,0 +1,1 @@
+"""Speed and memory against stated goals; `python -m benchmarks` runs them."""
