@@ -1,0 +1,298 @@
+"""From names, paths and ``--set`` to checked inputs: the one entrance of the other floors.
+
+Every fault of a file is reported at once, one line each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import ValidationError
+
+from simulator.errors import InputError
+from simulator.spec.choices import FAMILIES, routing_law
+from simulator.spec.document import SET, Document, KeyPath, dotted, parse_value, read_document
+from simulator.spec.faults import faults, key_of, schema_at
+from simulator.spec.find import find, missing, shipped
+from simulator.spec.hf import read_config
+from simulator.spec.schema import ExplicitBuild, HgxRailBuild, Topology, Workload
+from simulator.spec.units import did_you_mean
+
+Root = Literal["topology", "workload"]
+_ROOTS: dict[Root, type[Topology] | type[Workload]] = {"topology": Topology, "workload": Workload}
+Spec = TypeVar("Spec", Topology, Workload)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run is given. ``trace_path`` is the routing trace's file, None when routing is a law.
+
+    ``topology_given`` and ``workload_given`` are the names or paths as the user wrote them.
+    """
+
+    topology: Topology
+    workload: Workload
+    topology_path: Path
+    workload_path: Path
+    trace_path: Path | None
+    topology_given: str
+    workload_given: str
+
+
+@dataclass(frozen=True)
+class _Override:
+    root: Root
+    path: KeyPath
+    value: Any
+    origin: str = SET
+
+
+def load_inputs(
+    topology: str, workload: str, overrides: Sequence[str] = (), routing: str | None = None
+) -> Inputs:
+    """Reads a topology and a workload (shipped names or paths) and applies ``--set`` overrides
+    ("key.path=value").
+
+    ``routing`` replaces ``routing.source`` (a trace or a law). Raises InputError with one line per
+    fault.
+    """
+    split = [_split(text, ("topology", "workload")) for text in overrides]
+    if routing is not None:
+        split.append(_Override("workload", ("routing", "source"), routing, "--routing"))
+    refused = []
+    try:
+        cluster, _, cluster_path = _load("topology", Topology, topology, split)
+    except InputError as error:
+        refused.append(str(error))
+    try:
+        work, document, work_path = _load("workload", Workload, workload, split)
+    except InputError as error:
+        refused.append(str(error))
+    if refused:
+        raise InputError("\n".join(refused))
+    trace_path = _trace(work, document, work_path)
+    _check_ep(cluster, work, document)
+    return Inputs(cluster, work, cluster_path, work_path, trace_path, topology, workload)
+
+
+def load_topology(name: str, overrides: Sequence[str] = ()) -> Topology:
+    """A topology by shipped name or path, with overrides of its keys; raises InputError."""
+    return _load("topology", Topology, name, [_split(text, ("topology",)) for text in overrides])[0]
+
+
+def load_workload(name: str, overrides: Sequence[str] = ()) -> Workload:
+    """A workload by shipped name or path, with overrides of its keys; raises InputError. A trace is
+    not looked for.
+    """
+    return _load("workload", Workload, name, [_split(text, ("workload",)) for text in overrides])[0]
+
+
+def resolved(inputs: Inputs) -> dict[str, object]:
+    """Everything that the run is given, defaults and GPU entry included: JSON-able, SI units,
+    schema order, python names.
+    """
+    return {
+        "topology_given": inputs.topology_given,
+        "workload_given": inputs.workload_given,
+        "topology": inputs.topology.model_dump(mode="json"),
+        "workload": inputs.workload.model_dump(mode="json"),
+    }
+
+
+def gpu_count(topology: Topology) -> int:
+    """Number of GPUs of the cluster."""
+    build = topology.build
+    if isinstance(build, ExplicitBuild):
+        return sum(node.kind == "gpu" for node in build.nodes)
+    if isinstance(build, HgxRailBuild):
+        return build.nodes * build.gpus_per_node
+    return build.gpus
+
+
+def _load(
+    root: Root, spec: type[Spec], given: str, overrides: Sequence[_Override]
+) -> tuple[Spec, Document, Path]:
+    path = find(root, given)
+    document = read_document(path, _shown(path))
+    mine = [override for override in overrides if override.root == root]
+    if root == "workload":
+        # A config file fills the model in before single keys of it are set.
+        whole = (("model",), ("model", "config"))
+        for override in [o for o in mine if o.path in whole]:
+            _put(document, spec, override)
+        _fill_model(document, path)
+        mine = [o for o in mine if o.path not in whole]
+    for override in mine:
+        _put(document, spec, override)
+    try:
+        return spec.model_validate(document.data), document, path
+    except ValidationError as error:
+        found = faults(error, document.data, spec)
+        raise InputError(
+            "\n".join(document.fault(where, what, key=is_key) for where, what, is_key in found)
+        ) from None
+
+
+def _shown(path: Path) -> str:
+    """The path as messages show it: relative to the current directory when it lies below it."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+# --- --set ------------------------------------------------------------------------------
+
+
+def _split(text: str, roots: tuple[Root, ...]) -> _Override:
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise InputError(f"--set {text!r}: write key.path=value, for example traffic.steps=8")
+    if parts[0] in _ROOTS:
+        named = next(root for root in _ROOTS if root == parts[0])
+        candidates = [named] if named in roots else []
+        parts = parts[1:]
+        if not parts:
+            raise InputError(f"--set {key}: name a key below it, for example {key}.name")
+    else:
+        candidates = [root for root in roots if parts[0] in _top(root)]
+    if len(candidates) > 1:
+        raise InputError(f"--set {key}: both files have it; write topology.{key} or workload.{key}")
+    if not candidates:
+        known = [name for root in roots for name in _top(root)]
+        hint = did_you_mean(parts[0], known) or _deeper(parts[0], roots)
+        hint = hint or f"; known: {', '.join(dict.fromkeys(known))}"
+        raise InputError(f"--set {key}: unknown key {parts[0]!r}{hint}")
+    return _Override(candidates[0], tuple(parts), parse_value(value, f"--set {key}"))
+
+
+def _top(root: Root) -> list[str]:
+    return [key_of(name, _ROOTS[root]) for name in _ROOTS[root].model_fields]
+
+
+def _deeper(word: str, roots: Sequence[Root]) -> str:
+    """For a key that stands one level deeper than written: ``steps`` is ``traffic.steps``."""
+    for root in roots:
+        for top in _top(root):
+            schema = schema_at((top,), {}, _ROOTS[root])
+            if schema is not None and word in [
+                key_of(name, schema) for name in schema.model_fields
+            ]:
+                return f" (did you mean '{top}.{word}'?)"
+    return ""
+
+
+def _put(document: Document, spec: type[Topology] | type[Workload], override: _Override) -> None:
+    done: KeyPath = ()
+    here: Any = document.data
+    for part in override.path:
+        label = dotted((*done, part))
+        schema = schema_at(done, document.data, spec)
+        step: Any = part
+        if isinstance(here, list):
+            step = _list_index(here, str(part), label)
+        elif schema is not None:
+            known = [key_of(name, schema) for name in schema.model_fields]
+            known += ["model"] if spec is Topology and done == ("gpu",) else []
+            if part not in known:
+                hint = did_you_mean(str(part), known) or f"; known here: {', '.join(known)}"
+                raise InputError(f"--set {label}: unknown key {part!r}{hint}")
+        elif not isinstance(here, dict):
+            raise InputError(f"--set {label}: {dotted(done)} has no keys below it")
+        done = (*done, step)
+        if len(done) == len(override.path):
+            break
+        below = here[step] if isinstance(here, list) else here.get(step)
+        if spec is Topology and done == ("gpu",) and isinstance(below, str):
+            below = {"model": below}
+            document.put(done, below, document.mark(done))
+        elif below is None:
+            below = {}
+            document.put(done, below, override.origin)
+        here = below
+    document.put(done, override.value, override.origin)
+
+
+def _list_index(items: list[Any], part: str, label: str) -> int:
+    names = [item.get("name") for item in items if isinstance(item, dict)]
+    if part in names:
+        return next(i for i, x in enumerate(items) if isinstance(x, dict) and x.get("name") == part)
+    if part.isascii() and part.isdigit() and int(part) < len(items):
+        return int(part)
+    hint = did_you_mean(part, [name for name in names if isinstance(name, str)])
+    raise InputError(f"--set {label}: no item {part!r}{hint}; the list has {len(items)} items")
+
+
+# --- What a workload points to ----------------------------------------------------------
+
+
+def _fill_model(document: Document, path: Path) -> None:
+    """Puts the keys of ``model.config`` (a Hugging Face config.json) under those that the workload
+    gives itself.
+    """
+    model = document.data.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("config"), str):
+        return
+    given: str = model["config"]
+    config = _beside(given, path)
+    if config is None:
+        raise InputError(document.fault(("model", "config"), f"no such file {given!r}"))
+    document.data["model"] = _merge(document, read_config(config, given), model, ("model",), given)
+
+
+def _merge(
+    document: Document, base: dict[str, Any], over: Mapping[str, Any], path: KeyPath, origin: str
+) -> dict[str, Any]:
+    """``base`` with the keys of ``over`` replaced; what comes from ``base`` is marked with
+    ``origin``.
+    """
+    merged = dict(over)
+    for key, value in base.items():
+        where = (*path, key)
+        if key not in over:
+            merged[key] = value
+            document.value_marks[where] = document.key_marks[where] = origin
+            continue
+        mine = over[key]
+        if not isinstance(value, dict) or not isinstance(mine, dict):
+            continue
+        # Another kind of attention shares no keys with the config's: it stands alone.
+        if mine.get("kind") in (None, value.get("kind")):
+            merged[key] = _merge(document, value, mine, where, origin)
+    return merged
+
+
+def _beside(given: str, path: Path) -> Path | None:
+    """A relative path is looked for beside the YAML file, then in the current directory."""
+    for candidate in (path.parent / Path(given).expanduser(), Path(given).expanduser()):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _trace(workload: Workload, document: Document, path: Path) -> Path | None:
+    source = workload.routing.source
+    if routing_law(source) is not None:
+        return None
+    if source in shipped("trace"):
+        return find("trace", source)
+    found = _beside(source, path)
+    if found is None:
+        what = missing("trace", source, tuple(FAMILIES["routing"]))
+        raise InputError(document.fault(("routing", "source"), what))
+    return found
+
+
+def _check_ep(topology: Topology, workload: Workload, document: Document) -> None:
+    ep, gpus, experts = workload.parallel.ep, gpu_count(topology), workload.model.moe.experts
+    if ep is None:
+        return
+    if gpus % ep:
+        what = f"{ep} does not divide the {gpus} GPUs of {topology.name}"
+        raise InputError(document.fault(("parallel", "ep"), what))
+    if ep > experts:
+        raise InputError(document.fault(("parallel", "ep"), f"{ep} GPUs share {experts} experts"))

@@ -1,0 +1,401 @@
+"""What a topology, a GPU and a workload may say (pydantic models; every field frozen, every unknown
+key refused).
+
+YAML keys are short (``bandwidth``); attributes carry the SI unit (``bandwidth_bytes_per_s``).
+Quantities are read by ``simulator.spec.units``: text with a unit, never a bare number.
+``simulator.spec.faults`` words what pydantic finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, Strict, model_validator
+
+from simulator.spec import catalogue
+from simulator.spec.fields import (
+    Bandwidth,
+    Bytes,
+    Count,
+    Efficiency,
+    ExpertCount,
+    Flops,
+    FlopsDtype,
+    GpuCount,
+    Latency,
+    LayerCount,
+    NotNegative,
+    Power,
+    Price,
+    RoutingSource,
+    Sources,
+    Spec,
+    WeightDtype,
+    choice,
+    refuse,
+)
+from simulator.spec.units import did_you_mean
+
+# --- GPU --------------------------------------------------------------------------------
+
+
+class Gpu(Spec):
+    """One GPU model: an entry of ``gpus.yaml`` or one written out in a topology.
+
+    ``flops_per_s`` holds dense rates (no sparsity) by dtype; ``compute_efficiency`` and
+    ``memory_efficiency`` are the shares of ``flops_per_s`` and ``hbm_bandwidth_bytes_per_s`` that
+    large kernels reach; ``launch_overhead_s`` is paid by every kernel.
+    """
+
+    name: str
+    flops_per_s: dict[FlopsDtype, Flops] = Field(alias="flops")
+    hbm_capacity_bytes: Bytes = Field(alias="hbm_capacity")
+    hbm_bandwidth_bytes_per_s: Bandwidth = Field(alias="hbm_bandwidth")
+    l2_bytes: Bytes = Field(alias="l2")
+    sms: Count
+    tdp_w: Power = Field(alias="tdp")
+    idle_power_w: Power = Field(alias="idle_power")
+    price_per_hour: Price = Field(alias="price")
+    nvlink_bandwidth_bytes_per_s: Bandwidth | None = Field(default=None, alias="nvlink_bandwidth")
+    compute_efficiency: Efficiency
+    memory_efficiency: Efficiency
+    launch_overhead_s: Latency = Field(alias="launch_overhead")
+    sources: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_bf16(self) -> Gpu:
+        if "bf16" not in self.flops_per_s:
+            refuse("Gpu", [(("flops", "bf16"), "required, but not given")])
+        return self
+
+
+# --- Topology ---------------------------------------------------------------------------
+
+
+class LinkRate(Spec):
+    """Bandwidth of ONE direction and latency of a link."""
+
+    bandwidth_bytes_per_s: Bandwidth = Field(alias="bandwidth")
+    latency_s: Latency = Field(alias="latency")
+
+
+class Dram(LinkRate):
+    """Host memory: its bus (one direction) and its capacity."""
+
+    capacity_bytes: Bytes = Field(alias="capacity")
+
+
+class SwitchBuild(Spec):
+    """GPUs behind one NVSwitch fabric; GPUs are dealt to the hosts contiguously, each host has a
+    CPU and DRAM.
+    """
+
+    kind: Literal["switch"]
+    gpus: GpuCount
+    hosts: GpuCount = 1
+    nvlink: LinkRate
+    pcie: LinkRate
+    dram: Dram
+
+    @model_validator(mode="after")
+    def _enough_gpus(self) -> SwitchBuild:
+        if self.hosts > self.gpus:
+            refuse("SwitchBuild", [(("hosts",), f"{self.hosts} hosts for {self.gpus} GPUs")])
+        return self
+
+
+class HgxRailBuild(Spec):
+    """HGX nodes (NVSwitch inside, one NIC per GPU on a shared PCIe switch) under a rail-optimised
+    leaf/spine network.
+    """
+
+    kind: Literal["hgx-rail"]
+    nodes: GpuCount
+    gpus_per_node: GpuCount
+    nvlink: LinkRate
+    pcie: LinkRate
+    dram: Dram
+    nic: LinkRate
+    spines: GpuCount
+    oversubscription: Annotated[float, Field(ge=1)] = 1.0
+    ecmp: Literal["hashed"] = "hashed"
+
+
+class NvlinkPairsBuild(Spec):
+    """PCIe GPUs on CPU sockets; an NVLink bridge joins GPU 2i and GPU 2i+1 (an odd last GPU has
+    none).
+    """
+
+    kind: Literal["nvlink-pairs"]
+    gpus: GpuCount
+    sockets: GpuCount
+    bridge: LinkRate
+    pcie: LinkRate
+    socket_link: LinkRate
+    dram: Dram
+
+    @model_validator(mode="after")
+    def _enough_gpus(self) -> NvlinkPairsBuild:
+        if self.sockets > self.gpus:
+            refuse(
+                "NvlinkPairsBuild",
+                [(("sockets",), f"{self.sockets} sockets for {self.gpus} GPUs")],
+            )
+        return self
+
+
+class Node(Spec):
+    """A node of an explicit graph. ``host`` groups GPUs with the CPU and DRAM of their machine."""
+
+    name: Annotated[str, Field(min_length=1)]
+    kind: Literal["gpu", "nvswitch", "pcie", "cpu", "dram", "nic", "leaf", "spine"]
+    host: NotNegative | None = None
+    capacity_bytes: Bytes | None = Field(default=None, alias="capacity")
+
+    @model_validator(mode="after")
+    def _capacity_is_dram(self) -> Node:
+        if self.capacity_bytes is not None and self.kind != "dram":
+            refuse("Node", [(("capacity",), f"only a dram node has one, not a {self.kind} node")])
+        return self
+
+
+class Link(LinkRate):
+    """One direction of a link of an explicit graph, or both when ``both`` is true."""
+
+    source: str = Field(alias="from")
+    target: str = Field(alias="to")
+    kind: Literal["nvlink", "pcie", "membus", "socket", "network"] | None = None
+    both: bool = False
+
+
+class ExplicitBuild(Spec):
+    """Nodes and links, one by one."""
+
+    kind: Literal["explicit"]
+    nodes: Annotated[tuple[Node, ...], Strict(False)]
+    links: Annotated[tuple[Link, ...], Strict(False)] = ()
+
+    @model_validator(mode="after")
+    def _graph_is_whole(self) -> ExplicitBuild:
+        refuse("ExplicitBuild", self._faults())
+        return self
+
+    def _faults(self) -> Iterable[tuple[tuple[str | int, ...], str]]:
+        first: dict[str, int] = {}
+        for index, node in enumerate(self.nodes):
+            if first.setdefault(node.name, index) != index:
+                yield ("nodes", index, "name"), f"a second node named {node.name!r}"
+        if not any(node.kind == "gpu" for node in self.nodes):
+            yield ("nodes",), "no node of kind gpu"
+        seen: set[tuple[str, str]] = set()
+        for index, link in enumerate(self.links):
+            for key, end in (("from", link.source), ("to", link.target)):
+                if end not in first:
+                    hint = did_you_mean(end, list(first))
+                    yield ("links", index, key), f"no node is named {end!r}{hint}"
+            if link.source == link.target:
+                yield ("links", index, "to"), f"{link.target!r} is linked to itself"
+                continue
+            ends = [(link.source, link.target)]
+            if link.both:
+                ends.append((link.target, link.source))
+            for a, b in ends:
+                if (a, b) in seen:
+                    yield ("links", index), f"a second link from {a!r} to {b!r}"
+                seen.add((a, b))
+
+
+Build = SwitchBuild | HgxRailBuild | NvlinkPairsBuild | ExplicitBuild
+
+
+class Topology(Spec):
+    """A cluster: its GPU model and how the GPUs are wired."""
+
+    name: str
+    description: str = ""
+    sources: Sources = ()
+    gpu: Annotated[Gpu, BeforeValidator(catalogue.expand)]
+    build: Annotated[Build, Field(discriminator="kind")]
+
+
+# --- Workload ---------------------------------------------------------------------------
+
+
+class GqaAttention(Spec):
+    """Grouped-query attention (multi-head when ``kv_heads`` = ``heads``, multi-query when 1)."""
+
+    kind: Literal["gqa"]
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+
+    @model_validator(mode="after")
+    def _groups_are_equal(self) -> GqaAttention:
+        if self.heads % self.kv_heads:
+            refuse(
+                "GqaAttention",
+                [(("kv_heads",), f"{self.kv_heads} does not divide heads = {self.heads}")],
+            )
+        return self
+
+
+class MlaAttention(Spec):
+    """Multi-head latent attention (DeepSeek-V2 and V3); the cache holds ``kv_lora_rank +
+    qk_rope_head_dim`` per token.
+    """
+
+    kind: Literal["mla"]
+    heads: Count
+    q_lora_rank: Count
+    kv_lora_rank: Count
+    qk_nope_head_dim: Count
+    qk_rope_head_dim: Count
+    v_head_dim: Count
+
+
+class Moe(Spec):
+    """The expert layers: ``experts`` routed FFNs of width ``intermediate``, ``top_k`` per token,
+    and shared ones.
+
+    ``shared_intermediate`` is the width of ONE shared expert; the first ``first_dense_layers``
+    layers have a dense FFN.
+    """
+
+    experts: ExpertCount
+    top_k: Count
+    intermediate: Count
+    shared_experts: NotNegative = 0
+    shared_intermediate: NotNegative = 0
+    first_dense_layers: NotNegative = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Moe:
+        found: list[tuple[tuple[str | int, ...], str]] = []
+        if self.top_k > self.experts:
+            found.append((("top_k",), f"{self.top_k} of {self.experts} experts"))
+        if (self.shared_experts > 0) != (self.shared_intermediate > 0):
+            found.append(
+                (("shared_intermediate",), "give shared_experts and shared_intermediate together")
+            )
+        refuse("Moe", found)
+        return self
+
+
+class Model(Spec):
+    """A transformer with expert layers. ``layers`` counts all layers; ``config`` is the HF file it
+    was read from, if any.
+    """
+
+    name: str
+    config: str | None = None
+    hidden: Count
+    layers: LayerCount
+    vocab: Count
+    dtype: WeightDtype
+    kv_dtype: WeightDtype = "bf16"
+    attention: Annotated[GqaAttention | MlaAttention, Field(discriminator="kind")]
+    dense_intermediate: NotNegative = 0
+    moe: Moe
+
+    @model_validator(mode="after")
+    def _layers_fit(self) -> Model:
+        found: list[tuple[tuple[str | int, ...], str]] = []
+        dense = self.moe.first_dense_layers
+        if dense >= self.layers:
+            found.append(
+                (
+                    ("moe", "first_dense_layers"),
+                    f"{dense} of {self.layers} layers leaves no MoE layer",
+                )
+            )
+        if dense > 0 and self.dense_intermediate == 0:
+            found.append(
+                (("dense_intermediate",), "required, because moe.first_dense_layers is not 0")
+            )
+        refuse("Model", found)
+        return self
+
+
+class Traffic(Spec):
+    """What a step works on, per GPU. ``context`` is the KV length that attention reads (tokens)."""
+
+    phase: Literal["decode", "prefill"] = "decode"
+    tokens_per_gpu: Count
+    context: Count
+    steps: Count = 1
+    warmup_steps: NotNegative = 0
+
+
+class Parallel(Spec):
+    """``ep`` GPUs share the experts of a layer; null = the largest divisor of the GPU count that is
+    <= experts.
+    """
+
+    ep: Count | None = None
+
+
+class Routing(Spec):
+    """Which experts each token takes: a trace (shipped name or path) or a law."""
+
+    source: RoutingSource
+    layer_map: Literal["cycle", "stretch"] = "cycle"
+    tokens: Literal["any", "prompt", "generated"] = "any"
+
+
+class LinkEfficiency(Spec):
+    """Share of a link's raw bandwidth that large transfers reach, by kind of link."""
+
+    # NCCL 2.29.2 all-to-all on 8 x H100 (aiconfigurator 095f58a, nccl_h100_a100.csv): median over
+    # the three largest sizes (128 to 512 MiB) of V (n-1)/n / ((t - a0) x 450 GB/s); a0 below.
+    nvlink: Efficiency = 0.689
+    # Pinned host-to-device copies of an H100 SXM over Gen5 x16: 54.8 of 64 GB/s (Voltage Park and
+    # AI@GT vpbenchmarking).
+    pcie: Efficiency = 0.856
+    # What NCCL maintainers expect of a 400 Gb/s NIC: 46-48 of 50 GB/s (github NVIDIA/nccl-tests
+    # issue 290), middle.
+    network: Efficiency = 0.94
+
+
+class Transport(Spec):
+    """What moves the bytes of dispatch and combine.
+
+    ``launch_latency_s`` is paid once per collective and GPU, before the latency of the path. Bytes
+    per element: 2 = BF16; FP8 is 1 plus its scales. ``deduplicate: gpu`` sends a token once to a
+    GPU however many of its experts live there.
+    """
+
+    name: Annotated[str, choice("transport")] = "nccl"
+    # Same table: a0 = 7.75 us, the median time of the sizes up to 16 KiB, less the 2 x 0.468 us
+    # that the shipped NVSwitch topologies already charge for the path.
+    launch_latency_s: Latency = Field(default=6.81e-6, alias="launch_latency")
+    deduplicate: Literal["gpu", "none"] = "gpu"
+    dispatch_bytes_per_element: Annotated[float, Field(gt=0)] = 2.0
+    combine_bytes_per_element: Annotated[float, Field(gt=0)] = 2.0
+    efficiency: LinkEfficiency = LinkEfficiency()
+    sources: Sources = (
+        "launch_latency, efficiency.nvlink: fitted to NCCL 2.29.2 all-to-all on 8 x H100 "
+        "(aiconfigurator 095f58a)",
+        "efficiency.pcie: 54.8 of 64 GB/s, H100 SXM host to device (Voltage Park, vpbenchmarking)",
+        "efficiency.network: 46-48 of 50 GB/s per 400 Gb/s NIC (NVIDIA/nccl-tests issue 290)",
+    )
+
+
+class Workload(Spec):
+    """A model and its traffic, and the choices of how it is run."""
+
+    name: str
+    description: str = ""
+    sources: Sources = ()
+    model: Model
+    traffic: Traffic
+    parallel: Parallel = Parallel()
+    routing: Routing
+    expert_access: Literal["dispatch", "fetch"] = "dispatch"
+    expert_slots: Count | None = None
+    expert_home: Literal["host", "peer"] = "host"
+    eviction: Annotated[str, choice("eviction")] = "lru"
+    expert_order: Literal["gate", "resident-first"] = "gate"
+    prefetch: Annotated[str, choice("prefetch")] = "none"
+    overlap: Annotated[str, choice("overlap")] = "none"
+    transport: Transport = Transport()
