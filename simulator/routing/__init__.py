@@ -1,0 +1,1 @@
+"""Which experts each token takes: recorded traces, synthetic laws, and the traffic they make."""

@@ -1,0 +1,201 @@
+"""From expert ids to what a layer's all-to-all carries: rows per expert, tokens per GPU pair.
+
+One compiled pass over the ids of one layer. The same pass serves `expert_access: fetch`, where the
+weights come to the token: then every GPU is its own group and nothing is sent (`owner=None`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from simulator.compiled import compiled
+
+Int16s = npt.NDArray[np.int16]
+Int32s = npt.NDArray[np.int32]
+Bools = npt.NDArray[np.bool_]
+
+_FAULTS = {
+    1: "source_gpu must lie in 0..gpus-1 and must not decrease",
+    2: "an expert id is not below the number of experts that have an owner",
+}
+
+
+def traffic(
+    ids: Int16s,
+    source_gpu: Int32s,
+    owner: Int32s,
+    ep: int,
+    gpus: int,
+    deduplicate: bool = True,
+    rows: Int32s | None = None,
+    pairs: Int32s | None = None,
+) -> tuple[Int32s, Int32s]:
+    """Count what one layer computes and sends.
+
+    `ids` int16 [tokens, k] (-1 = not recorded, skipped), `source_gpu` int32 [tokens] not
+    decreasing, `owner` int32 [experts] the GPU of each expert within its EP group of `ep` GPUs. A
+    token of an expert goes to GPU (source_gpu // ep) * ep + owner[expert].
+
+    Returns (`rows` int32 [gpus, experts]: tokens of that expert computed on that GPU,
+    `pairs` int32 [gpus, gpus]: tokens from row to column, the diagonal those that stay). With
+    `deduplicate` a token counts once per GPU however many of its experts are there, without it
+    once per expert. `rows` and `pairs`, if given, are overwritten and returned.
+    Raises ValueError for arrays that do not fit each other.
+    """
+    _check(ids, source_gpu, owner, ep, gpus)
+    rows = _zeroed(rows, gpus, len(owner))
+    pairs = _zeroed(pairs, gpus, gpus)
+    fault = _count(ids, source_gpu, owner, ep, deduplicate, rows, pairs)
+    if fault:
+        raise ValueError(_FAULTS[fault])
+    return rows, pairs
+
+
+def traffic_fetch(
+    ids: Int16s, source_gpu: Int32s, gpus: int, experts: int, rows: Int32s | None = None
+) -> Int32s:
+    """Rows int32 [gpus, experts] when the weights come to the token: all at the source GPU.
+
+    `ids` int16 [tokens, k], `source_gpu` int32 [tokens] non-decreasing. Nothing is sent.
+    """
+    return traffic(ids, source_gpu, np.zeros(experts, dtype=np.int32), 1, gpus, True, rows)[0]
+
+
+def expert_sequence(
+    ids: Int16s,
+    source_gpu: Int32s,
+    rows: Int32s,
+    owner: Int32s | None = None,
+    ep: int = 1,
+) -> tuple[Int32s, Int16s]:
+    """The order in which each GPU first needs its experts: token order, then gate order.
+
+    `rows` int32 [gpus, experts] is what `traffic` or `traffic_fetch` returned for the same ids;
+    `owner` None means fetch (needed at the source GPU). Returns (`ptr` int32 [gpus + 1], `experts`
+    int16 [ptr[-1]]): GPU g needs experts[ptr[g]:ptr[g + 1]], each once.
+    Raises ValueError for arrays that do not fit each other or the rows.
+    """
+    gpus, experts = rows.shape
+    if owner is None:
+        owner, ep = np.zeros(experts, dtype=np.int32), 1
+    _check(ids, source_gpu, owner, ep, gpus)
+    ptr = np.zeros(gpus + 1, dtype=np.int32)
+    np.cumsum(np.count_nonzero(rows, axis=1), out=ptr[1:])
+    sequence = np.empty(int(ptr[-1]), dtype=np.int16)
+    unseen = rows > 0
+    left = _order(ids, source_gpu, owner, ep, unseen, ptr[:-1].copy(), sequence)
+    if left:
+        raise ValueError(f"rows hold {left} (GPU, expert) pairs that the ids do not")
+    return ptr, sequence
+
+
+def _check(ids: Int16s, source_gpu: Int32s, owner: Int32s, ep: int, gpus: int) -> None:
+    if ids.ndim != 2 or source_gpu.shape != (len(ids),):
+        raise ValueError(f"ids {ids.shape} and source_gpu {source_gpu.shape} do not fit")
+    if ids.dtype != np.int16 or source_gpu.dtype != np.int32 or owner.dtype != np.int32:
+        raise ValueError("ids must be int16, source_gpu and owner int32")
+    if ep < 1 or gpus < 1 or gpus % ep:
+        raise ValueError(f"{gpus} GPUs cannot be split into EP groups of {ep}")
+    if owner.ndim != 1 or len(owner) == 0 or owner.min() < 0 or owner.max() >= ep:
+        raise ValueError(f"owner must be [experts] with values 0..{ep - 1}")
+
+
+def _zeroed(array: Int32s | None, *shape: int) -> Int32s:
+    if array is None:
+        return np.zeros(shape, dtype=np.int32)
+    if array.shape != shape or array.dtype != np.int32:
+        raise ValueError(f"an output is {array.dtype} {array.shape}, expected int32 {shape}")
+    array.fill(0)
+    return array
+
+
+@compiled
+def _count(
+    ids: Int16s,
+    source_gpu: Int32s,
+    owner: Int32s,
+    ep: int,
+    deduplicate: bool,
+    rows: Int32s,
+    pairs: Int32s,
+) -> int:
+    tokens, k = ids.shape
+    gpus, experts = rows.shape
+    # Within one EP group an expert has one GPU, so a count per expert is enough until it ends.
+    counts = np.zeros(experts, dtype=np.int32)
+    sent = np.zeros(ep, dtype=np.int32)
+    last_token = np.full(ep, -1, dtype=np.int32)
+    start = 0
+    previous = -1
+    while start < tokens:
+        source = source_gpu[start]
+        if source <= previous or source >= gpus:
+            return 1
+        base = source // ep * ep
+        if previous >= 0 and previous // ep * ep != base:
+            _add_group(rows, counts, owner, previous // ep * ep)
+        previous = source
+        end = start + 1
+        while end < tokens and source_gpu[end] == source:
+            end += 1
+        for token in range(start, end):
+            for choice in range(k):
+                expert = ids[token, choice]
+                if expert < 0:
+                    continue
+                if expert >= experts:
+                    return 2
+                counts[expert] += 1
+                target = owner[expert]
+                # Branch-free: which experts share a GPU is as good as random to a predictor.
+                sent[target] += (last_token[target] != token) | (not deduplicate)
+                last_token[target] = token
+        for target in range(ep):
+            pairs[source, base + target] = sent[target]
+            sent[target] = 0
+        start = end
+    if previous >= 0:
+        _add_group(rows, counts, owner, previous // ep * ep)
+    return 0
+
+
+@compiled
+def _add_group(rows: Int32s, counts: Int32s, owner: Int32s, base: int) -> None:
+    for expert in range(len(counts)):
+        rows[base + owner[expert], expert] += counts[expert]
+        counts[expert] = 0
+
+
+@compiled
+def _order(
+    ids: Int16s,
+    source_gpu: Int32s,
+    owner: Int32s,
+    ep: int,
+    unseen: Bools,
+    fill: Int32s,
+    sequence: Int16s,
+) -> int:
+    tokens, k = ids.shape
+    gpus, experts = unseen.shape
+    left = len(sequence)
+    for token in range(tokens):
+        # Usually every expert has been met after a small part of the tokens.
+        if left == 0:
+            break
+        source = source_gpu[token]
+        if source < 0 or source >= gpus:
+            break
+        base = source // ep * ep
+        for choice in range(k):
+            expert = ids[token, choice]
+            if expert < 0 or expert >= experts:
+                continue
+            gpu = base + owner[expert]
+            if unseen[gpu, expert]:
+                unseen[gpu, expert] = False
+                sequence[fill[gpu]] = expert
+                fill[gpu] += 1
+                left -= 1
+    return left

@@ -1,0 +1,174 @@
+"""The traffic kernel against plain Python, and the laws that hold for any ids."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.routing.traffic import expert_sequence, traffic, traffic_fetch
+
+
+@st.composite
+def cases(draw):
+    """Random (ids, source_gpu, owner, ep, gpus), some ids missing, some GPUs without tokens."""
+    groups, ep = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    experts = draw(st.integers(1, 9))
+    k, tokens = draw(st.integers(1, experts)), draw(st.integers(0, 30))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    ids = np.argsort(rng.random((tokens, experts)), axis=1)[:, :k].astype(np.int16)
+    ids[rng.random(ids.shape) < draw(st.sampled_from([0.0, 0.2]))] = -1
+    source_gpu = np.sort(rng.integers(0, groups * ep, tokens)).astype(np.int32)
+    owner = rng.integers(0, ep, experts).astype(np.int32)
+    return ids, source_gpu, owner, ep, groups * ep
+
+
+def by_hand(ids, source_gpu, owner, ep, gpus, deduplicate):
+    rows = np.zeros((gpus, len(owner)), dtype=int)
+    pairs = np.zeros((gpus, gpus), dtype=int)
+    for token, source in zip(ids.tolist(), source_gpu.tolist(), strict=True):
+        targets = []
+        for expert in token:
+            if expert >= 0:
+                target = source // ep * ep + int(owner[expert])
+                rows[target, expert] += 1
+                targets.append(target)
+        for target in set(targets) if deduplicate else targets:
+            pairs[source, target] += 1
+    return rows, pairs
+
+
+@given(cases(), st.booleans())
+def test_as_counted_by_hand(case, deduplicate):
+    rows, pairs = traffic(*case, deduplicate)
+    expected_rows, expected_pairs = by_hand(*case, deduplicate)
+    assert rows.dtype == pairs.dtype == np.int32
+    assert np.array_equal(rows, expected_rows)
+    assert np.array_equal(pairs, expected_pairs)
+
+
+@given(cases())
+def test_tokens_are_conserved(case):
+    ids, source_gpu, _, _, gpus = case
+    k = ids.shape[1]
+    rows, pairs = traffic(*case, True)
+    recorded = int((ids >= 0).sum())
+    assert rows.sum() == recorded
+    per_gpu = np.bincount(source_gpu, minlength=gpus)
+    routed = np.bincount(source_gpu[(ids >= 0).any(axis=1)], minlength=gpus)
+    assert (pairs.sum(axis=1) >= routed).all()
+    assert (pairs.sum(axis=1) <= per_gpu * k).all()
+    assert (pairs <= per_gpu[:, None]).all(), "no token goes to a GPU twice"
+    assert traffic(*case, False)[1].sum() == recorded
+
+
+@given(cases(), st.integers(0, 2**32 - 1))
+def test_renaming_gpus_renames_the_matrices(case, seed):
+    ids, source_gpu, owner, ep, gpus = case
+    # A permutation within groups (the owners move too) and of whole groups.
+    rng = np.random.default_rng(seed)
+    inner, outer = rng.permutation(ep), rng.permutation(gpus // ep)
+    name = np.array([outer[g // ep] * ep + inner[g % ep] for g in range(gpus)])
+    renamed = name[source_gpu].astype(np.int32)
+    order = np.argsort(renamed, kind="stable")
+    rows, pairs = traffic(*case, True)
+    rows2, pairs2 = traffic(
+        ids[order], renamed[order], inner[owner].astype(np.int32), ep, gpus, True
+    )
+    assert np.array_equal(rows2[name], rows)
+    assert np.array_equal(pairs2[np.ix_(name, name)], pairs)
+
+
+@given(cases())
+def test_the_order_of_first_needs(case):
+    ids, source_gpu, owner, ep, gpus = case
+    for rows, where, of in (
+        (traffic(*case, True)[0], ep, owner),
+        (traffic_fetch(ids, source_gpu, gpus, len(owner)), 1, None),
+    ):
+        ptr, experts = expert_sequence(ids, source_gpu, rows, of, where)
+        expected: list[list[int]] = [[] for _ in range(gpus)]
+        for token, source in zip(ids.tolist(), source_gpu.tolist(), strict=True):
+            for expert in token:
+                target = source if of is None else source // ep * ep + int(of[expert])
+                if expert >= 0 and expert not in expected[target]:
+                    expected[target].append(expert)
+        assert [experts[a:b].tolist() for a, b in itertools.pairwise(ptr)] == expected
+
+
+@given(cases())
+def test_fetch_computes_where_the_token_is(case):
+    ids, source_gpu, owner, _, gpus = case
+    rows = traffic_fetch(ids, source_gpu, gpus, len(owner))
+    for gpu in range(gpus):
+        mine = ids[source_gpu == gpu]
+        assert rows[gpu].tolist() == np.bincount(mine[mine >= 0], minlength=len(owner)).tolist()
+
+
+def test_one_token_worked_out():
+    # GPU 3 is in group 1 (GPUs 2, 3). Experts 0, 1 are on its GPU 2, expert 2 on its GPU 3.
+    ids = np.array([[1, 2, 0]], dtype=np.int16)
+    source = np.array([3], dtype=np.int32)
+    owner = np.array([0, 0, 1], dtype=np.int32)
+    rows, pairs = traffic(ids, source, owner, 2, 4)
+    assert rows.tolist() == [[0, 0, 0], [0, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert pairs.tolist() == [[0] * 4, [0] * 4, [0] * 4, [0, 0, 1, 1]]
+    assert traffic(ids, source, owner, 2, 4, False)[1][3].tolist() == [0, 0, 2, 1]
+    ptr, experts = expert_sequence(ids, source, rows, owner, 2)
+    assert (ptr.tolist(), experts.tolist()) == ([0, 0, 0, 2, 3], [1, 0, 2])
+
+
+def test_outputs_given_are_used_again():
+    ids = np.array([[0, 1], [1, 2]], dtype=np.int16)
+    source = np.array([0, 1], dtype=np.int32)
+    owner = np.array([0, 1, 1], dtype=np.int32)
+    rows, pairs = np.full((2, 3), 7, dtype=np.int32), np.full((2, 2), 7, dtype=np.int32)
+    again = traffic(ids, source, owner, 2, 2, True, rows, pairs)
+    assert again[0] is rows
+    assert again[1] is pairs
+    assert rows.tolist() == [[1, 0, 0], [0, 2, 1]]
+    assert pairs.tolist() == [[1, 1], [0, 1]]
+
+
+def test_one_layer_of_a_layer_major_batch_is_taken_as_it_is():
+    base = np.array([[[0, 1], [1, 0]], [[1, 2], [2, 0]]], dtype=np.int16)
+    ids = base.transpose(1, 0, 2)
+    source, owner = np.zeros(2, dtype=np.int32), np.zeros(3, dtype=np.int32)
+    assert traffic(ids[:, 1], source, owner, 1, 1)[0].tolist() == [[1, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"source_gpu": np.array([1, 0], dtype=np.int32)}, "must not decrease"),
+        ({"source_gpu": np.array([0, 2], dtype=np.int32)}, "0..gpus-1"),
+        ({"source_gpu": np.array([-1, 0], dtype=np.int32)}, "0..gpus-1"),
+        ({"source_gpu": np.array([0], dtype=np.int32)}, "do not fit"),
+        ({"source_gpu": np.array([0, 1])}, "int32"),
+        ({"ids": np.array([[0], [5]], dtype=np.int16)}, "not below the number of experts"),
+        ({"owner": np.array([0, 2], dtype=np.int32)}, "values 0..1"),
+        ({"owner": np.array([0, -1], dtype=np.int32)}, "values 0..1"),
+        ({"gpus": 3}, "EP groups of 2"),
+        ({"rows": np.zeros((3, 3), dtype=np.int32)}, "expected int32"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(change, what):
+    right = {
+        "ids": np.array([[0], [1]], dtype=np.int16),
+        "source_gpu": np.array([0, 1], dtype=np.int32),
+        "owner": np.array([0, 1], dtype=np.int32),
+        "ep": 2,
+        "gpus": 2,
+    }
+    traffic(**right)
+    with pytest.raises(ValueError, match=what):
+        traffic(**right | change)
+
+
+def test_rows_of_other_ids_are_refused():
+    ids, source = np.array([[0]], dtype=np.int16), np.zeros(1, dtype=np.int32)
+    with pytest.raises(ValueError, match="hold 1"):
+        expert_sequence(ids, source, np.array([[1, 1]], dtype=np.int32))
