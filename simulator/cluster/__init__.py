@@ -1,0 +1,1 @@
+"""The cluster as a graph, and the routes through it."""

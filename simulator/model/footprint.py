@@ -1,0 +1,64 @@
+"""What a run keeps in each GPU's and each host's memory, and the error when it does not fit."""
+
+from __future__ import annotations
+
+from simulator.errors import InputError
+from simulator.model import sizes
+from simulator.spec.schema import Gpu, Workload
+
+GIB = 2.0**30
+RESERVED = (
+    0.05  # share of HBM for the CUDA context, NCCL buffers and fragmentation (our assumption)
+)
+
+
+def gpu_bytes(workload: Workload, resident_experts: int, home_experts: int) -> dict[str, float]:
+    """Bytes on one GPU by part (attention data-parallel: every GPU holds all dense weights).
+
+    `resident_experts`: expert slots per MoE layer; `home_experts`: experts per layer whose only
+    copy lies on this GPU for its peers to fetch (0 if the copies are in host memory).
+    """
+    model = workload.model
+    moe = model.moe
+    traffic = workload.traffic
+    element = sizes.BYTES_PER_ELEMENT[model.dtype]
+    sparse = model.layers - moe.first_dense_layers
+    dense = (
+        model.layers * sizes.attention_parameters(model)
+        + moe.first_dense_layers * sizes.ffn_parameters(model, model.dense_intermediate)
+        + sparse * moe.shared_experts * sizes.ffn_parameters(model, moe.shared_intermediate)
+    ) * element + (2 * model.vocab * model.hidden + sparse * sizes.gate_parameters(model)) * 2.0
+    cached = traffic.context * (traffic.tokens_per_gpu if traffic.phase == "decode" else 1)
+    if traffic.phase == "prefill":
+        cached += traffic.tokens_per_gpu
+    widest = max(3 * moe.intermediate * moe.top_k, 3 * model.dense_intermediate, 4 * model.hidden)
+    return {
+        "dense weights": dense,
+        "experts": (resident_experts + home_experts) * sparse * sizes.expert_bytes(model),
+        "KV cache": cached * model.layers * sizes.kv_bytes_per_token_layer(model),
+        "activations": traffic.tokens_per_gpu * (2 * model.hidden + widest) * 2.0,
+    }
+
+
+def check_gpu(workload: Workload, gpu: Gpu, parts: dict[str, float], gpu_name: str) -> None:
+    """Raise InputError that says by how much and where, if `parts` (bytes) do not fit the GPU."""
+    room = gpu.hbm_capacity_bytes * (1.0 - RESERVED)
+    total = sum(parts.values())
+    if total <= room:
+        return
+    listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
+    raise InputError(
+        f"{workload.name} does not fit: {gpu_name} ({gpu.name}) needs {total / GIB:.1f} GiB "
+        f"({listed}) and has {room / GIB:.1f} GiB after {RESERVED:.0%} reserve: "
+        f"{(total - room) / GIB:.1f} GiB too much; lower expert_slots, tokens_per_gpu or context, "
+        f"or use more GPUs"
+    )
+
+
+def check_host(workload: Workload, host: str, needed: float, capacity: float) -> None:
+    """Raise InputError if the experts kept in a host's memory (bytes) exceed its capacity."""
+    if needed > capacity:
+        raise InputError(
+            f"{workload.name} does not fit: {host} must hold {needed / GIB:.0f} GiB of experts and "
+            f"has {capacity / GIB:.0f} GiB; use more hosts or keep more experts on the GPUs"
+        )
