@@ -1,0 +1,145 @@
+"""A finished step, read out of the core as spans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.engine import core, shape
+from simulator.engine.memory import Slot
+from simulator.engine.shape import Shape
+from simulator.engine.step import Step
+from simulator.runfiles import spans
+
+Records = NDArray[np.void]
+
+
+def read_spans(step: Step) -> Records:
+    """Compute and communication spans of a step, in order of completion (dtype `spans.RECORD`)."""
+    return _in_order(np.concatenate([_grid(step), _heads(step), _kernels(step)]))
+
+
+def _in_order(records: Records) -> Records:
+    """Records in order of completion, without those too short for the clock to tell from nothing."""
+    records = records[records["end_s"] > records["start_s"]]
+    return records[np.lexsort((records["gpu"], records["start_s"], records["end_s"]))]
+
+
+def read_fetches(
+    told: Sequence[tuple[int, Slot, bool]], dense: int, expert_bytes: float
+) -> Records:
+    """Spans of fetches given as (GPU, slot, whether it was used), in order of completion.
+
+    `dense` layers come before the first MoE layer.
+    """
+    records = np.zeros(len(told), dtype=spans.RECORD)
+    if not told:
+        return records
+    whole = np.array(
+        [(s.step, s.microbatch, s.layer, gpu, s.prefetch, s.expert, used) for gpu, s, used in told],
+        dtype=np.int64,
+    )
+    times = np.array([(s.start_s, s.end_s, s.asked_s) for _, s, _ in told])
+    prefetch = whole[:, 4] == 1
+    records["step"] = whole[:, 0]
+    records["microbatch"] = np.where(prefetch, -1, whole[:, 1])
+    records["layer"] = whole[:, 2] + dense
+    records["gpu"] = whole[:, 3]
+    records["stream"] = spans.COPY
+    records["kind"] = np.where(prefetch, spans.PREFETCH, spans.DEMAND)
+    records["start_s"], records["end_s"], records["ready_s"] = times.T
+    records["peer"] = -1
+    records["expert"] = whole[:, 5]
+    records["bytes"] = expert_bytes
+    records["used"] = whole[:, 6]
+    return _in_order(records)
+
+
+def _span_kinds(of: Shape) -> NDArray[np.int8]:
+    """The span kind of each operation kind, int8 [kinds]; -1 for points of meeting."""
+    per_chunk = [spans.DISPATCH, -1, spans.EXPERTS, spans.COMBINE, -1]
+    return np.array([spans.ATTENTION, spans.FFN, *per_chunk * of.chunks], dtype=np.int8)
+
+
+def _times(
+    step: Step,
+    ops: NDArray[Any],
+    stream: int,
+    index: NDArray[np.int64],
+    gpu: NDArray[np.int64],
+) -> Records:
+    """Records of operations with what is alike for all kinds."""
+    net = step.machine.driver.net
+    records = np.zeros(len(ops), dtype=spans.RECORD)
+    times = net.op_f[ops]
+    records["step"] = step.index
+    records["microbatch"] = index
+    records["gpu"] = gpu
+    records["stream"] = stream
+    records["start_s"] = times[:, core.START]
+    records["end_s"] = times[:, core.END]
+    records["ready_s"] = times[:, core.READY]
+    records["peer"] = -1
+    records["expert"] = -1
+    return records
+
+
+def _grid(step: Step) -> Records:
+    of = step.machine.shape
+    net = step.machine.driver.net
+    kind_of = _span_kinds(of)
+    found = []
+    runs = (net.op_i[: of.gates, core.STREAM] >= 0).reshape(of.grid.shape)
+    for stream, sends in ((spans.COMPUTE, False), (spans.COMM, True)):
+        chosen = runs & ((kind_of == spans.DISPATCH) | (kind_of == spans.COMBINE))[:, None]
+        chosen = chosen if sends else runs & ~chosen
+        index, layer, kind, gpu = np.nonzero(chosen)
+        ops = of.grid[index, layer, kind, gpu]
+        records = _times(step, ops, stream, index, gpu)
+        records["chunk"] = np.maximum(kind - shape.CHUNK, 0) // shape.PER_CHUNK
+        records["layer"] = layer
+        records["kind"] = kind_of[kind]
+        if not sends:
+            records["peer"] = net.op_i[ops, core.CAUSE]
+        records["flops"] = step.work[index, layer, kind, gpu, 0]
+        records["bytes"] = step.work[index, layer, kind, gpu, 1]
+        records["rows"] = step.rows[index, layer, kind, gpu]
+        found.append(records)
+    return np.concatenate(found)
+
+
+def _heads(step: Step) -> Records:
+    of = step.machine.shape
+    net = step.machine.driver.net
+    index, gpu = np.nonzero(step.head_rows)
+    ops = of.heads + index * of.gpus + gpu
+    records = _times(step, ops, spans.COMPUTE, index, gpu)
+    records["layer"] = of.layers
+    records["kind"] = spans.LM_HEAD
+    records["peer"] = net.op_i[ops, core.CAUSE]
+    records["flops"] = step.head_work[index, gpu, 0]
+    records["bytes"] = step.head_work[index, gpu, 1]
+    records["rows"] = step.head_rows[index, gpu]
+    return records
+
+
+def _kernels(step: Step) -> Records:
+    """Expert kernels: they wait for tokens (ready_s) and for weights (fetch_wait_s)."""
+    if not step.kernels:
+        return np.zeros(0, dtype=spans.RECORD)
+    table = np.array(step.kernels)
+    whole = table.astype(np.int64)
+    records = _times(step, whole[:, 0], spans.COMPUTE, whole[:, 6], whole[:, 9])
+    arrived_s = table[:, 3]
+    loaded_s = records["ready_s"].copy()
+    records["fetch_wait_s"] = np.where(records["start_s"] == loaded_s, loaded_s - arrived_s, 0.0)
+    records["ready_s"] = arrived_s
+    records["kind"] = spans.EXPERTS
+    records["chunk"], records["layer"] = whole[:, 7], whole[:, 8]
+    records["peer"], records["expert"] = whole[:, 10], whole[:, 1]
+    records["rows"] = whole[:, 2]
+    records["flops"], records["bytes"] = table[:, 4], table[:, 5]
+    return records

@@ -1,0 +1,372 @@
+"""A run: from the inputs to the tables of a run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from zlib import crc32
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+
+from simulator.cluster.graph import build_graph, gpus, memory_of_host
+from simulator.cluster.routes import RouteTable, route_table
+from simulator.engine import core
+from simulator.engine.driver import Driver
+from simulator.engine.memory import ExpertMemory
+from simulator.engine.parts import Cut, cut
+from simulator.engine.readout import read_fetches, read_spans
+from simulator.engine.shape import Shape
+from simulator.engine.step import Machine, Step
+from simulator.errors import InputError
+from simulator.model import footprint, sizes
+from simulator.model.compute import ComputeModel
+from simulator.policies.eviction import EVICTIONS
+from simulator.policies.pick import pick
+from simulator.policies.placement import PLACEMENTS, expert_parallel_degree
+from simulator.policies.prefetch import ORACLES, PREFETCHERS, Setup
+from simulator.routing.batches import Batch, ReplayState, check_trace, replay, synthesize
+from simulator.routing.importers import open_trace
+from simulator.routing.trace import read_info
+from simulator.runfiles import spans as tables
+from simulator.runfiles.rundir import RunDir
+from simulator.spec.choices import parse_choice
+from simulator.spec.load import Inputs
+from simulator.spec.schema import Workload
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Report:
+    """What a run says beside its tables: notes for the reader, and the solver's counts."""
+
+    gpus: int
+    ep: int
+    routing: dict[str, object]
+    notes: list[str] = field(default_factory=list)
+    solver: dict[str, int] = field(default_factory=dict)
+
+
+def simulate(inputs: Inputs, run: RunDir, seed: int, progress: Progress | None = None) -> Report:
+    """Simulate every step and write spans, steps, accesses, loads and links into `run`.
+
+    Raises InputError for inputs that do not go together (a model that does not fit, a trace of
+    another model, GPUs that cannot reach each other).
+    """
+    workload = inputs.workload
+    graph = build_graph(inputs.topology)
+    names = gpus(graph)
+    layout = _Layout.of(inputs, names)
+    memories_of = [memory_of_host(graph, name) for name in names]
+    _check_memory(inputs, layout, names, memories_of, graph)
+    pairs = [(a, b) for a in names for b in layout.peers(names, a) if a != b]
+    if layout.offloaded and workload.expert_home == "host":
+        for name, memory in zip(names, memories_of, strict=True):
+            if memory is None:
+                raise InputError(
+                    f"{inputs.topology.name}: {name} has no host memory to fetch experts from; "
+                    "add a dram node to its host, or set expert_home=peer"
+                )
+            pairs.append((memory, name))
+    efficiency = workload.transport.efficiency
+    routes = route_table(graph, pairs, efficiency.model_dump())
+    batches, report = _routing(inputs, layout, seed)
+    report.notes[:0] = layout.notes
+    how = _cut(workload, layout)
+    machine = _machine(inputs, layout, names, memories_of, routes, how, seed)
+    route_bytes = _steps(workload, machine, batches, how, run, progress)
+    tables.write_links(
+        run.links,
+        [f"{a} -> {b}" for a, b in routes.links],
+        list(routes.kinds),
+        routes.raw_bandwidth_bytes_per_s,
+        routes.link_bytes(route_bytes),
+    )
+    report.solver = machine.driver.statistics()
+    return report
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Who serves what.
+
+    owner: int32 [experts] GPU within its group; serves: bool [gpus, experts]; slots: experts per
+    layer that a GPU keeps; offloaded: whether that is fewer than it serves.
+    """
+
+    gpus: int
+    ep: int
+    owner: NDArray[np.int32]
+    serves: NDArray[np.bool_]
+    slots: int
+    offloaded: bool
+    notes: list[str]
+
+    @staticmethod
+    def of(inputs: Inputs, names: list[str]) -> _Layout:
+        workload = inputs.workload
+        experts = workload.model.moe.experts
+        count = len(names)
+        ep = workload.parallel.ep or expert_parallel_degree(count, experts)
+        if count % ep:
+            raise InputError(
+                f"parallel.ep: {ep} does not divide the {count} GPUs of {inputs.topology.name}"
+            )
+        if ep > experts:
+            raise InputError(
+                f"parallel.ep: {ep} GPUs for {experts} experts; write {experts} or less"
+            )
+        owner = PLACEMENTS["contiguous"](experts, ep)
+        fetch = workload.expert_access == "fetch"
+        home = owner[None, :] == (np.arange(count) % ep)[:, None]
+        serves = np.ones_like(home) if fetch else home
+        most = int(serves.sum(axis=1).max())
+        slots = workload.expert_slots or most
+        if slots > most:
+            raise InputError(
+                f"expert_slots: {slots} per layer, but a GPU serves {most} experts per layer; "
+                f"write {most} or less, or leave it out"
+            )
+        notes = []
+        if experts % ep:
+            notes.append(f"{experts} experts on {ep} GPUs: shares differ by one")
+        return _Layout(count, ep, owner, serves, slots, slots < most, notes)
+
+    def peers(self, names: list[str], name: str) -> list[str]:
+        """The GPUs of the same expert-parallel group."""
+        first = names.index(name) // self.ep * self.ep
+        return names[first : first + self.ep]
+
+    def home(self, gpu: int, expert: int, fetch: bool) -> int:
+        """The GPU that keeps an expert's weights for `gpu` when they are kept on a peer.
+
+        Weights that travel come from the expert's owner; an offloaded share lies on the next GPU.
+        """
+        first = gpu // self.ep * self.ep
+        if fetch:
+            return first + int(self.owner[expert])
+        return first + (gpu - first + 1) % self.ep
+
+
+def _check_memory(
+    inputs: Inputs, layout: _Layout, names: list[str], memories_of: list[str | None], graph: object
+) -> None:
+    workload = inputs.workload
+    model = workload.model
+    fetch = workload.expert_access == "fetch"
+    shares = np.bincount(layout.owner, minlength=layout.ep)
+    home = 0
+    if layout.offloaded and workload.expert_home == "peer":
+        if layout.ep == 1:
+            raise InputError(
+                "expert_home: peer needs at least two GPUs in an expert-parallel group; "
+                "set parallel.ep or expert_home=host"
+            )
+        home = int(shares.max()) if fetch else int(shares.max()) - layout.slots
+    for gpu, name in enumerate(names):
+        served = int(layout.serves[gpu].sum())
+        parts = footprint.gpu_bytes(workload, min(layout.slots, served), home)
+        footprint.check_gpu(workload, inputs.topology.gpu, parts, name)
+    if layout.offloaded and workload.expert_home == "host":
+        sparse = model.layers - model.moe.first_dense_layers
+        for memory in dict.fromkeys(m for m in memories_of if m is not None):
+            mine = [gpu for gpu, m in enumerate(memories_of) if m == memory]
+            kept = layout.serves[mine].any(axis=0).sum()
+            capacity = graph.nodes[memory].get("capacity_bytes")  # type: ignore[attr-defined]
+            if capacity is not None:
+                needed = float(kept) * sparse * sizes.expert_bytes(model)
+                footprint.check_host(workload, memory, needed, capacity)
+
+
+def _routing(inputs: Inputs, layout: _Layout, seed: int) -> tuple[Iterator[Batch], Report]:
+    """The endless batches, and what to say about where they come from."""
+    workload = inputs.workload
+    model, traffic = workload.model, workload.traffic
+    layers = model.layers - model.moe.first_dense_layers
+    moe = model.moe
+    source = workload.routing.source
+    common = (layout.gpus, traffic.tokens_per_gpu, traffic.phase, layers)
+    report = Report(layout.gpus, layout.ep, {"source": source})
+    if inputs.trace_path is None:
+        report.notes.append(f"routing drawn from the law {source}, not recorded")
+        return synthesize(source, *common, moe.experts, moe.top_k, seed), report
+    path = open_trace(inputs.trace_path, report.notes.append)
+    info = read_info(path)
+    check_trace(info, moe.experts, moe.top_k, source)
+    state = ReplayState()
+    routing = workload.routing
+    batches = replay(path, *common, routing.layer_map, routing.tokens, seed, state)
+    report.routing |= {"recorded_layers": info.layers, "recorded_model": info.model}
+    if layers > info.layers:
+        how = (
+            f"layer l takes recorded layer l mod {info.layers}"
+            if routing.layer_map == "cycle"
+            else f"layer l takes recorded layer l * {info.layers} // {layers}"
+        )
+        report.notes.append(
+            f"routing recorded on {info.model}: its {info.layers} layers stand for {layers} ({how})"
+        )
+    else:
+        report.notes.append(f"routing recorded on {info.model}")
+    return batches, report
+
+
+def _machine(
+    inputs: Inputs,
+    layout: _Layout,
+    names: list[str],
+    memories_of: list[str | None],
+    routes: RouteTable,
+    how: Cut,
+    seed: int,
+) -> Machine:
+    workload = inputs.workload
+    model, traffic, transport = workload.model, workload.traffic, workload.transport
+    shape = Shape(how.microbatches, model.layers, how.chunks, layout.gpus)
+    driver = Driver(simpy.Environment(), routes, 3 * layout.gpus, shape.count, shape.edges)
+    choice = parse_choice(workload.prefetch, "prefetch")
+    memories = _memories(inputs, layout, names, memories_of, routes, driver)
+    prefetcher = None
+    if memories and choice.name != "none":
+        every = np.arange(layout.gpus, dtype=np.int32)
+        setup = Setup(
+            layers=model.layers - model.moe.first_dense_layers,
+            experts=model.moe.experts,
+            serves=layout.serves,
+            group=every if how.fetch else every // np.int32(layout.ep),
+            slots=layout.slots,
+            argument=choice.argument,
+            rng=np.random.default_rng([seed, crc32(b"prefetch")]),
+        )
+        prefetcher = pick("prefetch", PREFETCHERS, choice.name)(setup)
+    return Machine(
+        driver=driver,
+        shape=shape,
+        compute=ComputeModel(model, inputs.topology.gpu, traffic.phase, traffic.context),
+        between=np.array(
+            [[routes.index.get((a, b), -1) for b in names] for a in names], dtype=np.int32
+        ),
+        dense=model.moe.first_dense_layers,
+        dispatch_bytes=model.hidden * transport.dispatch_bytes_per_element,
+        combine_bytes=model.hidden * transport.combine_bytes_per_element,
+        launch_s=transport.launch_latency_s,
+        memories=memories,
+        resident_first=workload.expert_order == "resident-first",
+        prefetcher=prefetcher,
+        clairvoyant=choice.name in ORACLES,
+    )
+
+
+def _memories(
+    inputs: Inputs,
+    layout: _Layout,
+    names: list[str],
+    memories_of: list[str | None],
+    routes: RouteTable,
+    driver: Driver,
+) -> list[ExpertMemory]:
+    """One expert memory per GPU; none if every GPU keeps all that it serves."""
+    if not layout.offloaded:
+        return []
+    workload = inputs.workload
+    model = workload.model
+    evict = pick("eviction", EVICTIONS, workload.eviction)
+    found = []
+    for gpu, name in enumerate(names):
+        sources = []
+        for expert in range(model.moe.experts):
+            memory = memories_of[gpu]
+            if workload.expert_home == "host" and memory is not None:
+                sources.append(routes.index[memory, name])
+                continue
+            home = layout.home(gpu, expert, workload.expert_access == "fetch")
+            sources.append(-1 if home == gpu else routes.index[names[home], name])
+        found.append(
+            ExpertMemory(
+                driver,
+                2 * layout.gpus + gpu,
+                model.layers - model.moe.first_dense_layers,
+                layout.slots,
+                sources,
+                sizes.expert_bytes(model),
+                evict,
+            )
+        )
+    return found
+
+
+def _cut(workload: Workload, layout: _Layout) -> Cut:
+    overlap = parse_choice(workload.overlap, "overlap")
+    return Cut(
+        gpus=layout.gpus,
+        experts=workload.model.moe.experts,
+        owner=layout.owner,
+        ep=layout.ep,
+        fetch=workload.expert_access == "fetch",
+        deduplicate=workload.transport.deduplicate == "gpu",
+        ordered=layout.offloaded,
+        microbatches=2 if overlap.name == "two-batch" else 1,
+        chunks=int(overlap.argument or 1) if overlap.name == "chunked" else 1,
+    )
+
+
+def _steps(
+    workload: Workload,
+    machine: Machine,
+    batches: Iterator[Batch],
+    how: Cut,
+    run: RunDir,
+    progress: Progress | None,
+) -> NDArray[np.float64]:
+    """Run warm-up and measured steps one after the other and write what they add up to.
+
+    Returns the bytes per route [routes] of the measured steps.
+    """
+    traffic = workload.traffic
+    env = machine.driver.env
+    of = machine.shape
+    steps = traffic.warmup_steps + traffic.steps
+    starts, ends, tokens = [], [], []
+    loads = np.zeros((of.layers, of.gpus, how.experts), dtype=np.int64)
+    route_bytes = np.zeros(int(machine.driver.net.counts[core.ROUTES]))
+    dense = np.full(machine.dense, -1, dtype=np.int32)
+    with tables.SpanWriter(run.spans) as spans, tables.AccessWriter(run.accesses) as accesses:
+        for index in range(steps):
+            measured = index >= traffic.warmup_steps
+            batch = next(batches)
+            microbatches = cut(batch, how)
+            step = Step(machine, index, microbatches, np.concatenate([dense, batch.layer_of]))
+            starts.append(env.now)
+            env.run(until=step.run())
+            ends.append(env.now)
+            tokens.append(batch.tokens)
+            spans.extend(read_spans(step))
+            if measured:
+                route_bytes[: step.route_bytes.size] += step.route_bytes
+            told = [
+                (gpu, slot, used)
+                for gpu, memory in enumerate(machine.memories)
+                for slot, used in memory.end_of_step(index == steps - 1)
+            ]
+            if told:
+                size = machine.memories[0].expert_bytes
+                spans.extend(read_fetches(told, machine.dense, size))
+                if measured:
+                    sources = [machine.memories[gpu].sources[slot.expert] for gpu, slot, _ in told]
+                    np.add.at(route_bytes, sources, size)
+            counts = step.accesses
+            gpus, layers = np.nonzero(counts.any(axis=2))
+            accesses.append(index, gpus, layers, *counts[gpus, layers].T)
+            if measured:
+                for microbatch in microbatches:
+                    for layer in range(machine.dense, of.layers):
+                        loads[layer] += microbatch.expert_rows(step.layer_of[layer])
+            if progress is not None:
+                progress(index + 1, steps)
+    warmup = [i < traffic.warmup_steps for i in range(steps)]
+    tables.write_steps(run.steps, list(range(steps)), starts, ends, tokens, warmup)
+    at = np.nonzero(loads)
+    tables.write_loads(run.loads, at[0], at[2], at[1], loads[at])
+    return route_bytes

@@ -1,0 +1,326 @@
+"""One step through all layers: filled in from the batch, run by the core, read out as spans.
+
+Each GPU has a compute, a communication and a copy stream, first come, first served. A GPU goes on
+as soon as *its* tokens have arrived; GPUs meet only through the transfers between them and at the
+end of the step. simpy is woken where something must be decided: when tokens reach experts that
+may have to be fetched, when all gates of a layer have spoken (prefetch), when a copy stream falls
+idle, and at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+
+from simulator.engine import core, shape
+from simulator.engine.driver import Driver
+from simulator.engine.memory import HIT, LATE, MISS, ExpertMemory
+from simulator.engine.parts import LayerTable, MicroBatch
+from simulator.engine.shape import Shape
+from simulator.model.compute import ComputeModel, Work
+from simulator.policies.prefetch import Future, Past, Prefetcher
+
+Floats = NDArray[np.float64]
+Int32s = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """All that stays the same from step to step.
+
+    between: int32 [gpus, gpus] routes; dense: how many layers come before the first MoE layer;
+    memories: one per GPU, empty if every expert that a GPU serves is always resident.
+    Streams: compute of GPU g is g, communication gpus + g, copy 2 gpus + g.
+    """
+
+    driver: Driver
+    shape: Shape
+    compute: ComputeModel
+    between: Int32s
+    dense: int
+    dispatch_bytes: float
+    combine_bytes: float
+    launch_s: float
+    memories: Sequence[ExpertMemory]
+    resident_first: bool
+    prefetcher: Prefetcher | None
+    clairvoyant: bool
+
+
+# Operation, expert (-1: the resident ones), rows, when the tokens were there, FLOPs, bytes, and
+# micro-batch, chunk, layer, GPU, and the GPU whose transfer came last.
+ExpertKernel = tuple[int, int, int, float, float, float, int, int, int, int, int]
+
+
+class Step:
+    """One step. State: the expert kernels added while it runs, and its accesses.
+
+    `work` float64
+    [microbatches, layers, kinds, gpus, 2]: FLOPs and HBM bytes (sends: 0 and bytes sent); `rows`
+    int64 [microbatches, layers, kinds, gpus]; the heads' beside them.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        index: int,
+        microbatches: list[MicroBatch],
+        layer_of: NDArray[np.int32],
+    ) -> None:
+        self.machine = machine
+        self.index = index
+        self.microbatches = microbatches
+        self.layer_of: list[int] = layer_of.tolist()
+        of = machine.shape
+        self.kernels: list[ExpertKernel] = []
+        self._accesses = [[[0, 0, 0] for _ in range(of.layers)] for _ in range(of.gpus)]
+        self.work = np.zeros((of.microbatches, of.layers, of.kinds, of.gpus, 2))
+        self.rows = np.zeros((of.microbatches, of.layers, of.kinds, of.gpus), dtype=np.int64)
+        self.head_work = np.zeros((of.microbatches, of.gpus, 2))
+        self.head_rows = np.array([batch.rows for batch in microbatches])
+        self.route_bytes: Floats
+        self._done = machine.driver.env.event()
+
+    @property
+    def accesses(self) -> NDArray[np.int64]:
+        """Hits, late hits and misses, int64 [gpus, layers, 3]."""
+        return np.array(self._accesses, dtype=np.int64)
+
+    def run(self) -> simpy.Event:
+        """Let the step begin; the event comes when it has ended."""
+        driver = self.machine.driver
+        self._lay()
+        driver.on_end = self._ended
+        driver.start(self.machine.shape.grid[:, 0, shape.ATTENTION].ravel())
+        return self._done
+
+    # --- before: what each operation is in this step
+
+    def _lay(self) -> None:
+        m = self.machine
+        of = m.shape
+        op_f = np.full((of.count, 5), -1.0)
+        op_f[:, core.DURATION : core.DELAY + 1] = 0.0
+        op_i = np.zeros((of.count, 9), dtype=np.int32)
+        op_i[:, core.STREAM] = -1
+        op_i[:, core.CAUSE] = -1
+        op_i[:, core.WAITS] = of.waits
+        grid_f = op_f[: of.gates].reshape(*of.grid.shape, 5)
+        grid_i = op_i[: of.gates].reshape(*of.grid.shape, 9)
+        op_i[of.end, core.TELL] = 1
+        if m.prefetcher is not None:
+            gates = op_i[of.gates : of.heads].reshape(of.microbatches, of.layers, 9)
+            gates[:, m.dense : -1, core.TELL] = 1
+        gpus = np.arange(of.gpus, dtype=np.int32)
+        for index, batch in enumerate(self.microbatches):
+            rows = batch.rows.tolist()
+            compute = m.compute
+            dense = [compute.attention(r, False) for r in rows]
+            sparse = [compute.attention(r, True) for r in rows]
+            self._fill(grid_f, grid_i, (index, slice(m.dense), shape.ATTENTION), dense, rows)
+            self._fill(grid_f, grid_i, (index, slice(m.dense, None), shape.ATTENTION), sparse, rows)
+            ffn = [compute.dense_ffn(r) for r in rows]
+            shared = [compute.shared_experts(r) for r in rows]
+            self._fill(grid_f, grid_i, (index, slice(m.dense), shape.SHARED), ffn, rows)
+            self._fill(grid_f, grid_i, (index, slice(m.dense, None), shape.SHARED), shared, rows)
+            heads = of.heads + index * of.gpus + gpus
+            work = np.array([compute.lm_head(r) if r else (0.0, 0.0, 0.0) for r in rows])
+            op_f[heads, core.DURATION] = work[:, 0]
+            op_i[heads, core.STREAM] = np.where(work[:, 0] > 0.0, gpus, -1)
+            self.head_work[index] = work[:, 1:]
+        sends = _Sends(m.between)
+        for index, batch in enumerate(self.microbatches):
+            for chunk, tables in enumerate(batch.chunks):
+                self._lay_chunk(grid_f, grid_i, sends, index, chunk, tables)
+        self.route_bytes = sends.route_bytes
+        m.driver.lay(op_f, op_i, *sends.table())
+
+    def _fill(
+        self,
+        grid_f: Floats,
+        grid_i: Int32s,
+        where: tuple[int, slice, int],
+        work: Sequence[Work],
+        rows: Sequence[int] | NDArray[np.int64],
+    ) -> None:
+        """Make kernels of what takes time, one per GPU: `where` is (micro-batch, layers, kind)."""
+        table = np.array(work)
+        gpus = np.arange(len(work), dtype=np.int32)
+        grid_f[where][..., core.DURATION] = table[:, 0]
+        grid_i[where][..., core.STREAM] = np.where(table[:, 0] > 0.0, gpus, -1)
+        self.work[where] = table[:, 1:]
+        self.rows[where] = rows
+
+    def _lay_chunk(
+        self,
+        grid_f: Floats,
+        grid_i: Int32s,
+        sends: _Sends,
+        index: int,
+        chunk: int,
+        tables: list[LayerTable],
+    ) -> None:
+        """The expert part of a chunk; layers that replay the same recorded layer at once."""
+        m = self.machine
+        of = m.shape
+        layer_of = np.array(self.layer_of)
+        gpus = np.arange(of.gpus, dtype=np.int32)
+        for recorded, table in enumerate(tables):
+            layers = np.flatnonzero(layer_of == recorded)
+            if not layers.size:
+                continue
+            arrive = of.kind(chunk, shape.RECEIVE_DISPATCH)
+            for pairs, size, send, receive in (
+                (table.pairs, m.dispatch_bytes, shape.SEND_DISPATCH, shape.RECEIVE_DISPATCH),
+                (table.pairs.T, m.combine_bytes, shape.SEND_COMBINE, shape.RECEIVE_COMBINE),
+            ):
+                kind, receiver = of.kind(chunk, send), of.kind(chunk, receive)
+                sent = pairs.sum(axis=1)
+                sends_some = sent > 0
+                block = grid_i[index, layers[0], kind].copy()
+                block[sends_some, core.KIND] = core.SEND
+                block[:, core.STREAM] = np.where(sends_some, of.gpus + gpus, -1)
+                block[:, core.ROW] = sends.add(pairs, size, layers.size) + gpus
+                block[:, core.CAUSE] = gpus
+                grid_i[index, layers, kind] = block
+                first = of.grid[index, layers, receiver, 0]
+                grid_i[index, layers, kind, :, core.RECEIVER] = first[:, None]
+                grid_i[index, layers, receiver, :, core.WAITS] += np.count_nonzero(pairs, axis=0)
+                grid_f[index, layers, kind, :, core.DELAY] = np.where(sends_some, m.launch_s, 0.0)
+                self.work[index, layers, kind, :, 1] = sent * size
+                self.rows[index, layers, kind] = sent
+            total = table.rows.sum(axis=1)
+            if m.memories:
+                # The experts wait until `_tokens_arrived` has decided.
+                grid_i[index, layers, arrive, :, core.TELL] = total > 0
+                grid_i[index, layers, arrive + 1, :, core.WAITS] += total > 0
+                continue
+            active = np.count_nonzero(table.rows, axis=1)
+            for gpu, count in enumerate(active.tolist()):
+                for layer in layers.tolist():
+                    self._accesses[gpu][layer][HIT] += count
+            work = [
+                m.compute.experts(r, a) if r else Work(0.0, 0.0, 0.0)
+                for r, a in zip(total.tolist(), active.tolist(), strict=True)
+            ]
+            for layer in layers.tolist():
+                where = (index, slice(layer, layer + 1), of.kind(chunk, shape.EXPERTS))
+                self._fill(grid_f, grid_i, where, work, total)
+
+    # --- while it runs: decisions
+
+    def _ended(self, ops: list[int]) -> None:
+        of = self.machine.shape
+        for op in ops:
+            if op < 0:
+                self.machine.memories[-1 - op - 2 * of.gpus].idle()
+            elif op == of.end:
+                self._done.succeed()
+            elif op >= of.gates:
+                self._predict(*divmod(op - of.gates, of.layers))
+            else:
+                self._tokens_arrived(op)
+
+    def _tokens_arrived(self, op: int) -> None:
+        """Tokens are there: decide which experts are there, fetch the rest, queue the kernels.
+
+        Resident experts are one grouped kernel; each fetched one is a kernel when it is there.
+        """
+        m = self.machine
+        driver = m.driver
+        index, layer, kind, gpu = m.shape.place(op)
+        chunk = (kind - shape.CHUNK) // shape.PER_CHUNK
+        table = self.microbatches[index].chunks[chunk][self.layer_of[layer]]
+        memory = m.memories[gpu]
+        at = layer - m.dense
+        memory.arrived(index, at)
+        order = table.order[gpu]
+        if m.resident_first:
+            order = memory.resident_first(at, order)
+        grouped = driver.ids(1)[0]
+        access = memory.use(self.index, index, at, order, grouped)
+        resident, coming = access.resident, access.coming
+        counts = self._accesses[gpu][layer]
+        counts[HIT] += len(resident)
+        counts[LATE] += access.late
+        counts[MISS] += len(coming) - access.late
+        rows = table.rows_of[gpu]
+        now = driver.env.now
+        peer = driver.net.op_i.item(op, core.CAUSE)
+        experts = op + m.shape.gpus  # the kind after RECEIVE_DISPATCH
+        whole, edges = access.fetches, access.edges
+        real = [memory.expert_bytes] * (len(whole) // 4)
+        where = (index, chunk, layer, gpu, peer)
+        if resident:
+            count = sum([rows[expert] for expert in resident])
+            work = m.compute.experts(count, len(resident))
+            whole += (grouped, core.TIMED, gpu, 0)
+            real.append(work.seconds)
+            edges += (grouped, experts)
+            self.kernels.append((grouped, -1, count, now, work.flops, work.bytes, *where))
+        for expert, kernel in zip(coming, access.kernels, strict=True):
+            count = rows[expert]
+            work = m.compute.experts(count, 1)
+            whole += (kernel, core.TIMED, gpu, 0)
+            real.append(work.seconds)
+            edges += (kernel, experts)
+            self.kernels.append((kernel, expert, count, now, work.flops, work.bytes, *where))
+        driver.add(whole, real, edges, experts)
+        memory.idle()
+
+    def _predict(self, index: int, layer: int) -> None:
+        """All gates of a layer have spoken: ask for the next layer's experts."""
+        m = self.machine
+        assert m.prefetcher is not None
+        batch = self.microbatches[index]
+        ids = batch.ids
+        here, following = self.layer_of[layer], self.layer_of[layer + 1]
+        before = ids[:, self.layer_of[layer - 1]] if layer > m.dense else None
+        past = Past(index, layer - m.dense, ids[:, here], before, batch.expert_rows(here))
+        future = Future(batch.expert_rows(following)) if m.clairvoyant else None
+        idle = (past.rows.sum(axis=1) == 0).tolist()
+        wanted = m.prefetcher(past, future)
+        for memory, experts, at_once in zip(m.memories, wanted, idle, strict=True):
+            if experts:
+                memory.prefetch(self.index, index, layer + 1 - m.dense, experts, at_once)
+
+
+class _Sends:
+    """The core's send table while it grows: a row per (all-to-all, sender)."""
+
+    def __init__(self, between: Int32s) -> None:
+        self.route_bytes = np.zeros(int(between.max(initial=-1)) + 1)
+        self._between = between
+        self._ptr = [np.zeros(1, dtype=np.int32)]
+        self._rows: list[Int32s] = []
+        self._sizes: list[Floats] = []
+        self._count = 0
+        self._transfers = 0
+
+    def add(self, pairs: Int32s, size: float, times: int) -> int:
+        """The sends of `pairs` [gpus, gpus] tokens of `size` bytes; returns the row of GPU 0.
+
+        They happen `times` times, which is what the bytes per route count.
+        """
+        sources, targets = np.nonzero(pairs)
+        routes = self._between[sources, targets]
+        sizes: Floats = np.float64(size) * pairs[sources, targets]
+        self.route_bytes[routes] += sizes * times
+        self._rows.append(np.stack([targets.astype(np.int32), routes], axis=1))
+        self._sizes.append(sizes)
+        ends = self._transfers + np.cumsum(np.bincount(sources, minlength=len(pairs)))
+        self._ptr.append(ends.astype(np.int32))
+        self._transfers += len(sizes)
+        first = self._count
+        self._count += len(pairs)
+        return first
+
+    def table(self) -> tuple[Int32s, Int32s, Floats]:
+        """send_ptr int32 [rows + 1], send_i int32 [sends, 2], send_f float64 [sends]."""
+        rows = np.concatenate(self._rows) if self._rows else np.zeros((0, 2), dtype=np.int32)
+        sizes = np.concatenate(self._sizes) if self._sizes else np.zeros(0)
+        return np.concatenate(self._ptr), rows, sizes
