@@ -1,0 +1,340 @@
+"""The figures of a run, from its files alone.
+
+Only measured steps count (`warmup` false in `steps.parquet`). Time is the sum of their durations;
+a copy that reaches beyond them counts for the part that lies within. Spans are read in blocks of
+whole steps, so memory does not grow with the length of the run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from simulator.errors import InputError
+from simulator.results import timeline
+from simulator.runfiles.rundir import RunDir
+from simulator.runfiles.spans import (
+    ACCESS_SCHEMA,
+    COMBINE,
+    DEMAND,
+    DISPATCH,
+    KINDS,
+    LINK_SCHEMA,
+    LOAD_SCHEMA,
+    PREFETCH,
+    SPAN_SCHEMA,
+    STEP_SCHEMA,
+    STREAMS,
+)
+from simulator.runfiles.tables import Columns, iter_spans, iter_table, read_table, whole_steps
+
+_SPAN_COLUMNS = [name for name in SPAN_SCHEMA.names if name not in ("expert", "rows")]
+
+_LIMITS = {
+    "compute": "computing on the GPUs",
+    "communication": "moving tokens between the GPUs (dispatch and combine)",
+    "fetch_stall": "fetching expert weights from {fetch_from}",
+    "idle": "waiting with nothing under way",
+}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the figures need and no table holds.
+
+    gpus: how many the cluster has; experts: per MoE layer; peak_flops_per_s: of one GPU at the
+    dtype of the model; fetch_from: words for where expert weights come from.
+    """
+
+    gpus: int
+    experts: int
+    peak_flops_per_s: float
+    fetch_from: str = "host memory over PCIe"
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Measured steps, in order: arrays [steps]."""
+
+    step: npt.NDArray[np.int64]
+    start_s: npt.NDArray[np.float64]
+    end_s: npt.NDArray[np.float64]
+    tokens: npt.NDArray[np.int64]
+
+    def measured_before(self, t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Seconds of measured steps before each instant of `t` [n]."""
+        done = np.concatenate([[0.0], np.cumsum(self.end_s - self.start_s)])
+        index = np.searchsorted(self.start_s, t, "right")
+        inside = np.maximum(index - 1, 0)
+        partial = np.minimum(t, self.end_s[inside]) - self.start_s[inside]
+        return np.where(index > 0, done[inside] + partial, 0.0)
+
+
+@dataclass
+class _Totals:
+    """Sums over the spans of the measured steps."""
+
+    busy_s: npt.NDArray[np.float64]
+    """[streams, gpus]"""
+    bytes_by_kind: npt.NDArray[np.float64]
+    """[kinds]"""
+    flops: float = 0.0
+    prefetches: int = 0
+    prefetches_used: int = 0
+    wasted_bytes: float = 0.0
+
+
+def analyze(run_dir: Path, context: Context) -> dict[str, object]:
+    """All figures of the run in `run_dir`; fractions are 0..1, what does not apply is None.
+
+    Needs the five tables, not `result.json`. What each key means stands in the functions below and
+    in `simulator.results.timeline`. overlap_achieved: of the time of all comm spans, the share in
+    which the same GPU was computing. mfu: FLOPs of compute spans over what the GPUs could have
+    done in the time. Errors: InputError naming the file if one is missing, damaged or
+    contradicts another; InputError if no step was measured.
+    """
+    files = RunDir(run_dir)
+    steps = _measured_steps(files.steps)
+    totals = _Totals(np.zeros((len(STREAMS), context.gpus)), np.zeros(len(KINDS)))
+    breakdown_s = np.zeros((context.gpus, len(timeline.PARTS)))
+    path_s = np.zeros(len(timeline.PATH_PARTS))
+    comm_s = overlapped_s = 0.0
+    seen = np.zeros(len(steps.step), dtype=bool)
+
+    blocks = _tallied(iter_spans(files.spans, _SPAN_COLUMNS), steps, totals, files.spans)
+    for block in whole_steps(blocks, files.spans):
+        keep, index = _lookup(steps.step, block["step"])
+        if not np.any(keep):
+            continue
+        here = np.unique(index[keep])
+        seen[here] = True
+        times = timeline.analyze_steps(
+            {name: values[keep] for name, values in block.items()},
+            steps.step[here],
+            steps.start_s[here],
+            steps.end_s[here],
+            context.gpus,
+            files.spans,
+        )
+        breakdown_s += times.breakdown_s
+        path_s += times.path_s
+        comm_s += times.comm_s
+        overlapped_s += times.overlapped_s
+    empty_s = float(np.sum((steps.end_s - steps.start_s)[~seen]))
+    breakdown_s[:, -1] += empty_s
+    path_s[-1] += empty_s
+
+    time_s = float(np.sum(steps.end_s - steps.start_s))
+    return {
+        **_speed(steps, time_s, context.gpus),
+        **_breakdown(breakdown_s, len(steps.step), time_s),
+        **_bottleneck(path_s, time_s, context),
+        **_streams(totals, time_s),
+        "overlap_achieved": overlapped_s / comm_s if comm_s else None,
+        **_links(read_table(files.links, LINK_SCHEMA), time_s),
+        **_cache(files.accesses, steps),
+        **_traffic(totals),
+        "load_imbalance": _load_imbalance(read_table(files.loads, LOAD_SCHEMA), context),
+        "mfu": totals.flops / (context.peak_flops_per_s * context.gpus * time_s),
+    }
+
+
+def analyze_dir(run_dir: Path) -> dict[str, object]:
+    """The figures of a finished run: `analyze` with the `context` that `result.json` holds.
+
+    Errors: as `analyze`, and InputError if `result.json` is missing, no JSON or has no context.
+    """
+    path = RunDir(run_dir).result
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        context = Context(**result["context"])
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: is missing; is this the directory of a finished run?") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read, it is damaged or cut short") from error
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: 'context' is missing or not of this version") from error
+    return analyze(run_dir, context)
+
+
+def _measured_steps(path: Path) -> _Steps:
+    table = read_table(path, STEP_SCHEMA)
+    chosen = np.flatnonzero(~table["warmup"])
+    chosen = chosen[np.argsort(table["step"][chosen], kind="stable")]
+    if not len(chosen):
+        raise InputError(f"{path}: no step was measured; raise the number of steps")
+    steps = _Steps(
+        step=table["step"][chosen].astype(np.int64),
+        start_s=table["start_s"][chosen],
+        end_s=table["end_s"][chosen],
+        tokens=table["tokens"][chosen],
+    )
+    if not np.all(steps.end_s > steps.start_s):
+        raise InputError(f"{path}: a step takes no time")
+    if np.any(np.diff(steps.step) <= 0) or np.any(steps.start_s[1:] < steps.end_s[:-1]):
+        raise InputError(f"{path}: steps overlap or are listed twice")
+    return steps
+
+
+def _lookup(
+    keys: npt.NDArray[np.int64], values: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Which of `values` [n] are in the sorted `keys`, and at which index (arrays [n])."""
+    index = np.minimum(np.searchsorted(keys, values), len(keys) - 1)
+    return keys[index] == values, index
+
+
+def _tallied(
+    blocks: Iterator[Columns], steps: _Steps, totals: _Totals, path: Path
+) -> Iterator[Columns]:
+    """Pass the blocks on, adding to `totals` what needs no order of the spans."""
+    gpus = totals.busy_s.shape[1]
+    for block in blocks:
+        gpu, kind = block["gpu"], block["kind"]
+        if len(gpu) and not 0 <= int(gpu.min()) <= int(gpu.max()) < gpus:
+            raise InputError(f"{path}: GPU {int(gpu.max())}, but the run had {gpus} GPUs")
+        within_s = steps.measured_before(block["end_s"]) - steps.measured_before(block["start_s"])
+        lane = block["stream"].astype(np.int64) * gpus + gpu
+        totals.busy_s += np.bincount(lane, weights=within_s, minlength=totals.busy_s.size).reshape(
+            totals.busy_s.shape
+        )
+        measured, _ = _lookup(steps.step, block["step"])
+        totals.flops += float(np.sum(block["flops"][measured]))
+        totals.bytes_by_kind += np.bincount(
+            kind[measured], weights=block["bytes"][measured], minlength=len(KINDS)
+        )
+        prefetch = measured & (kind == PREFETCH)
+        wasted = prefetch & ~block["used"]
+        totals.prefetches += int(np.count_nonzero(prefetch))
+        totals.prefetches_used += int(np.count_nonzero(prefetch & block["used"]))
+        totals.wasted_bytes += float(np.sum(block["bytes"][wasted]))
+        yield block
+
+
+def _speed(steps: _Steps, time_s: float, gpus: int) -> dict[str, object]:
+    """Tokens per second over the measured steps, and how long a step takes."""
+    tokens = int(np.sum(steps.tokens))
+    length_s = steps.end_s - steps.start_s
+    return {
+        "gpus": gpus,
+        "steps": len(steps.step),
+        "tokens": tokens,
+        "simulated_time_s": time_s,
+        "throughput_tokens_per_s": tokens / time_s,
+        "throughput_tokens_per_s_per_gpu": tokens / time_s / gpus,
+        "step_time_s": {
+            "mean": float(np.mean(length_s)),
+            "p50": float(np.median(length_s)),
+            "min": float(np.min(length_s)),
+            "max": float(np.max(length_s)),
+        },
+    }
+
+
+def _breakdown(seconds: npt.NDArray[np.float64], steps: int, time_s: float) -> dict[str, object]:
+    """Mean over GPUs [gpus, parts]: fractions of the time, and seconds per step."""
+    mean_s = np.mean(seconds, axis=0)
+    return {
+        "breakdown": dict(zip(timeline.PARTS, (mean_s / time_s).tolist(), strict=True)),
+        "breakdown_s": dict(zip(timeline.PARTS, (mean_s / steps).tolist(), strict=True)),
+    }
+
+
+def _bottleneck(
+    path_s: npt.NDArray[np.float64], time_s: float, context: Context
+) -> dict[str, object]:
+    """What a step's critical path consists of, the largest part by name, and that in words."""
+    fractions = dict(zip(timeline.PATH_PARTS, (path_s / time_s).tolist(), strict=True))
+    name = max(fractions, key=lambda part: fractions[part])
+    words = _LIMITS[name].format(fetch_from=context.fetch_from)
+    return {
+        "critical_path": fractions,
+        "bottleneck": name,
+        "bottleneck_sentence": f"{words}: {100 * fractions[name]:.0f} % of a step",
+    }
+
+
+def _streams(totals: _Totals, time_s: float) -> dict[str, object]:
+    """Busy fraction of each stream: mean over GPUs, and of the busiest GPU."""
+    figures: dict[str, object] = {}
+    for name, busy_s in zip(STREAMS, totals.busy_s, strict=True):
+        figures[f"{name}_utilization"] = float(np.mean(busy_s)) / time_s
+        figures[f"{name}_max_utilization"] = float(np.max(busy_s)) / time_s
+    return figures
+
+
+def _links(links: Columns, time_s: float) -> dict[str, object]:
+    """Bytes over bandwidth and time: by kind of link, and the busiest link."""
+    if not len(links["link"]):
+        return {"links": {}, "hottest_link": None, "hottest_link_utilization": None}
+    used = links["bytes"] / (links["bandwidth_bytes_per_s"] * time_s)
+    hottest = int(np.argmax(used))
+    kinds: dict[str, object] = {}
+    for kind in sorted(set(links["kind"])):
+        mine = links["kind"] == kind
+        kinds[kind] = {
+            "links": int(np.count_nonzero(mine)),
+            "bytes": float(np.sum(links["bytes"][mine])),
+            "mean_utilization": float(np.mean(used[mine])),
+            "max_utilization": float(np.max(used[mine])),
+        }
+    return {
+        "links": kinds,
+        "hottest_link": str(links["link"][hottest]),
+        "hottest_link_utilization": float(used[hottest]),
+    }
+
+
+def _cache(path: Path, steps: _Steps) -> dict[str, object]:
+    """Accesses of measured steps: resident (hit), in flight (late hit) or not asked for (miss)."""
+    names = {"hit": "cache_hit_rate", "late": "cache_late_hit_rate", "miss": "cache_miss_rate"}
+    counts = dict.fromkeys(names, 0)
+    for block in iter_table(path, ACCESS_SCHEMA):
+        measured, _ = _lookup(steps.step, block["step"])
+        for name in names:
+            counts[name] += int(np.sum(block[name][measured]))
+    total = sum(counts.values())
+    rates = {names[name]: count / total if total else None for name, count in counts.items()}
+    return {"cache_accesses": total, **rates}
+
+
+def _traffic(totals: _Totals) -> dict[str, object]:
+    """Bytes by purpose (all measured steps, all GPUs), and what of the prefetches was of use."""
+    return {
+        "dispatch_bytes": float(totals.bytes_by_kind[DISPATCH]),
+        "combine_bytes": float(totals.bytes_by_kind[COMBINE]),
+        "demand_bytes": float(totals.bytes_by_kind[DEMAND]),
+        "prefetch_bytes": float(totals.bytes_by_kind[PREFETCH]),
+        "wasted_prefetch_bytes": totals.wasted_bytes,
+        "prefetch_accuracy": (
+            totals.prefetches_used / totals.prefetches if totals.prefetches else None
+        ),
+    }
+
+
+def _load_imbalance(loads: Columns, context: Context) -> dict[str, object]:
+    """Largest over mean rows, mean over the MoE layers: among GPUs, and among experts."""
+    return {
+        "gpus": _max_over_mean(loads, "gpu", context.gpus),
+        "experts": _max_over_mean(loads, "expert", context.experts),
+    }
+
+
+def _max_over_mean(loads: Columns, by: str, count: int) -> float | None:
+    """Mean over layers of the largest over the mean of `count` sums; None without any rows."""
+    if not len(loads["layer"]):
+        return None
+    if int(loads[by].max()) >= count:
+        raise InputError(f"loads.parquet: {by} {int(loads[by].max())}, but the run had {count}")
+    layers, layer = np.unique(loads["layer"], return_inverse=True)
+    sums = np.bincount(
+        layer * count + loads[by], weights=loads["rows"], minlength=len(layers) * count
+    ).reshape(len(layers), count)
+    sums = sums[sums.sum(axis=1) > 0]
+    return float(np.mean(sums.max(axis=1) / sums.mean(axis=1))) if len(sums) else None

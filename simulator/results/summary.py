@@ -1,0 +1,242 @@
+"""The summary of a run as text for a terminal."""
+
+from __future__ import annotations
+
+import math
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ABSENT = "-"
+
+_LABEL = 24
+_COLUMN = 11
+_TAB = " " * 8
+
+_BARS = ("█", "▏▎▍▌▋▊▉")
+_PART_NAMES = {
+    "compute": "compute",
+    "exposed_communication": "exposed communication",
+    "fetch_stall": "fetch stall",
+    "peer_wait": "waiting for a peer",
+    "idle": "idle",
+}
+_PATH_NAMES = {
+    "compute": "compute",
+    "communication": "communication",
+    "fetch_stall": "weight fetches",
+    "idle": "idle",
+}
+
+
+def render(
+    summary: Mapping[str, Any],
+    notes: Sequence[str] = (),
+    width: int = 80,
+    unicode: bool | None = None,
+) -> str:
+    """What `analyze` found, in lines of at most `width` (at least 80) columns.
+
+    The first three lines say how fast it is and what limits it. notes: sentences put at the end.
+    unicode: whether bars may be drawn with block characters; None: if stdout can print them.
+    """
+    if width < 80:
+        raise ValueError(f"width={width}: a summary needs at least 80 columns")
+    if unicode is None:
+        unicode = _stdout_prints("".join(_BARS))
+    sections = [
+        _headline(summary, width),
+        _breakdown(summary, width, unicode),
+        _streams(summary),
+        _links(summary, width),
+        _cache(summary),
+        _traffic(summary),
+        _load(summary),
+        _notes(notes, width),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """`value` to `digits` significant digits, thousands apart: 0.0123, 4.57, 12,300."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    if value == 0:
+        return "0"
+    magnitude = math.floor(math.log10(abs(value)))
+    rounded = round(value, digits - 1 - magnitude)
+    # Rounding may carry into a further digit (999.7 -> 1,000).
+    magnitude = math.floor(math.log10(abs(rounded)))
+    if magnitude < -6:
+        return f"{rounded:.{digits - 1}e}"
+    return f"{rounded:,.{max(digits - 1 - magnitude, 0)}f}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time with the unit that suits it: 12.3 us, 4.57 ms, 1.2 s."""
+    return _scaled(seconds, ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")))
+
+
+def size(count: float | None) -> str:
+    """A number of bytes with the decimal unit that suits it: 512 B, 4.57 GB."""
+    units = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+    return _scaled(count, units)
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction as a percentage with one digit after the point; what is not 0 never shows as 0."""
+    if fraction is None or not math.isfinite(fraction):
+        return ABSENT
+    if 0 < fraction < 0.0005:
+        return "<0.1 %"
+    return f"{100 * fraction:.1f} %"
+
+
+def _scaled(value: float | None, units: Sequence[tuple[float, str]]) -> str:
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    if value == 0:
+        return f"0 {units[-1][1] if units[-1][1] == 'B' else 's'}"
+    for scale, unit in units:
+        # 0.9995 of a unit is shown as 1.00 of it, not as 1,000 of the next.
+        if abs(value) >= 0.9995 * scale:
+            return f"{number(value / scale)} {unit}"
+    scale, unit = units[-1]
+    return f"{number(value / scale)} {unit}"
+
+
+def _headline(summary: Mapping[str, Any], width: int) -> list[str]:
+    gpus, steps, times = summary["gpus"], summary["steps"], summary["step_time_s"]
+    path = summary["critical_path"]
+    ordered = sorted((name for name in path if path[name] > 0), key=lambda name: -path[name])
+    span = f"{duration(times['min'])} to {duration(times['max'])} in {steps:,} measured steps"
+    tokens = summary["tokens"] / steps
+    batch = f"{tokens:,.0f}" if tokens == int(tokens) else number(tokens, 4)
+    lines = (
+        f"Speed   {number(summary['throughput_tokens_per_s'], 4)} tokens/s on "
+        f"{gpus:,} GPU{'s' if gpus != 1 else ''} "
+        f"({number(summary['throughput_tokens_per_s_per_gpu'])} tokens/s per GPU)",
+        f"Step    {duration(times['mean'])} for {batch} tokens; "
+        f"{span if steps > 1 else '1 measured step'}",
+        f"Limit   {summary['bottleneck_sentence']}",
+        f"Path    {', '.join(f'{_PATH_NAMES[name]} {percent(path[name])}' for name in ordered)}",
+    )
+    return [part for line in lines for part in textwrap.wrap(line, width, subsequent_indent=_TAB)]
+
+
+def _breakdown(summary: Mapping[str, Any], width: int, unicode: bool) -> list[str]:
+    fractions, seconds = summary["breakdown"], summary["breakdown_s"]
+    space = width - _LABEL - 2 * _COLUMN - 3
+    lines = [
+        _row("Where a GPU's time goes", "of a step", "per step", label=width - 2 * _COLUMN - 1)
+    ]
+    for part, words in _PART_NAMES.items():
+        label = f"  {words:<{_LABEL - 2}}{_bar(fractions[part], space, unicode)}"
+        values = (percent(fractions[part]), duration(seconds[part]))
+        lines.append(_row(label, *values, label=_LABEL + space + 2))
+    return lines
+
+
+def _streams(summary: Mapping[str, Any]) -> list[str]:
+    lines = [_row("Streams busy", "mean GPU", "busiest")]
+    for stream in ("compute", "comm", "copy"):
+        names = (f"{stream}_utilization", f"{stream}_max_utilization")
+        lines.append(_row(f"  {stream}", *(percent(summary[name]) for name in names)))
+    asides = (
+        ("overlap", "overlap_achieved", "of communication ran under compute"),
+        ("MFU", "mfu", "of the GPUs' peak FLOP/s"),
+    )
+    for label, name, words in asides:
+        value = summary[name]
+        lines.append(
+            _row(f"  {label}", percent(value)) + (f"  {words}" if value is not None else "")
+        )
+    return lines
+
+
+def _links(summary: Mapping[str, Any], width: int) -> list[str]:
+    if not summary["links"]:
+        return []
+    lines = [_row("Links busy", "mean link", "busiest", "links", "per step")]
+    for kind, link in summary["links"].items():
+        lines.append(
+            _row(
+                f"  {kind}",
+                percent(link["mean_utilization"]),
+                percent(link["max_utilization"]),
+                f"{link['links']:,}",
+                size(link["bytes"] / summary["steps"]),
+            )
+        )
+    hottest = f"busiest: {summary['hottest_link']}"
+    return lines + textwrap.wrap(hottest, width, initial_indent="  ", subsequent_indent="    ")
+
+
+def _cache(summary: Mapping[str, Any]) -> list[str]:
+    count = summary["cache_accesses"]
+    if not count:
+        return []
+    names = ("cache_hit_rate", "cache_late_hit_rate", "cache_miss_rate")
+    return [
+        _row("Expert cache", "hit", "late hit", "miss", "accesses"),
+        _row(
+            "  all GPUs",
+            *(percent(summary[name]) for name in names),
+            f"{count:,}" if count < 10**8 else f"{count:.2e}",
+        ),
+    ]
+
+
+def _traffic(summary: Mapping[str, Any]) -> list[str]:
+    names = ("dispatch", "combine", "demand", "prefetch", "wasted_prefetch")
+    per_step = [summary[f"{name}_bytes"] / summary["steps"] for name in names]
+    if not any(per_step):
+        return []
+    lines = [
+        _row("Bytes per step", "dispatch", "combine", "demand", "prefetch", "unused"),
+        _row("  all GPUs", *(size(value) for value in per_step)),
+    ]
+    accuracy = summary["prefetch_accuracy"]
+    if accuracy is not None:
+        lines.append(_row("  prefetches used", percent(accuracy)))
+    return lines
+
+
+def _load(summary: Mapping[str, Any]) -> list[str]:
+    load = summary["load_imbalance"]
+    if load["gpus"] is None and load["experts"] is None:
+        return []
+    return [
+        _row("Load imbalance", "GPUs", "experts"),
+        _row("  largest / mean rows", number(load["gpus"]), number(load["experts"])),
+    ]
+
+
+def _row(text: str, *values: str, label: int = _LABEL) -> str:
+    """One line of a table; all tables share the same columns."""
+    return f"{text:<{label}}" + "".join(f"{value:>{_COLUMN}}" for value in values)
+
+
+def _notes(notes: Sequence[str], width: int) -> list[str]:
+    lines: list[str] = []
+    for note in notes:
+        lines += textwrap.wrap(note, width, initial_indent="- ", subsequent_indent="  ")
+    return ["Notes", *lines] if lines else []
+
+
+def _bar(fraction: float, space: int, unicode: bool) -> str:
+    """A bar of `fraction` of `space` columns."""
+    if not unicode:
+        return "#" * round(fraction * space)
+    whole, eighths = divmod(round(fraction * space * 8), 8)
+    full, partial = _BARS
+    return full * whole + (partial[eighths - 1] if eighths else "")
+
+
+def _stdout_prints(characters: str) -> bool:
+    try:
+        characters.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Floor 0: the files of a run - names, schemas, writers, readers."""
