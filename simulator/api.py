@@ -1,0 +1,162 @@
+"""Floor 5: one run as one function, from names to figures.
+
+    from simulator.api import simulate
+
+    result = simulate("nvswitch16", "moe128", overrides=["overlap=none"])
+    print(result.summary["throughput_tokens_per_s"])
+
+The command line's `run` is this, printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simulator import __version__
+from simulator.errors import InputError
+
+if TYPE_CHECKING:
+    from simulator.results.analyzer import Context
+    from simulator.spec.load import Inputs
+
+Progress = Callable[[int, int], None]
+"""Told after every step: how many are done, and how many there are."""
+
+Say = Callable[[str], object]
+
+_FETCH_FROM = {"host": "host memory over PCIe", "peer": "a peer GPU"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run found.
+
+    summary: the figures (`simulator.results.analyzer.analyze`); notes: sentences for the reader;
+    input: topology and workload with every default, SI units; solver: counts of the network
+    solver; path: the run directory, None if it was not kept.
+    """
+
+    summary: dict[str, Any]
+    notes: list[str]
+    input: dict[str, object]
+    solver: dict[str, int]
+    path: Path | None
+
+    def render(self, width: int = 80) -> str:
+        """The summary as text, in lines of at most `width` (at least 80) columns."""
+        from simulator.results.summary import render
+
+        return render(self.summary, self.notes, width)
+
+
+def simulate(
+    topology: str,
+    workload: str,
+    *,
+    overrides: Sequence[str] = (),
+    routing: str | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    trace_steps: int = 4,
+    progress: Progress | None = None,
+    say: Say | None = None,
+) -> Result:
+    """Simulate `workload` on `topology` (shipped names or paths) and analyze what the run left.
+
+    overrides: "key.path=value" each; routing: a trace or law in place of the workload's. With `out`
+    the run's files are kept there: the tables, `result.json`, and Chrome traces of the first
+    `trace_steps` measured steps (none if 0). The same arguments give the same bytes. `say` is told
+    in a line of what takes long.
+
+    Errors: InputError, one line per fault, for inputs that cannot be used and an `out` that holds
+    something; `out` is then as it was before.
+    """
+    from simulator.runfiles.rundir import open_run
+    from simulator.spec.load import load_inputs, resolved
+
+    for name, value in (("seed", seed), ("trace_steps", trace_steps)):
+        if value < 0:
+            raise InputError(f"{name}: {value} is negative; write 0 or more")
+    inputs = load_inputs(topology, workload, overrides, routing)
+    with open_run(None if out is None else Path(out)) as run:
+        # What is slow to import comes after what is likely to be refused.
+        from simulator.engine.simulate import simulate as run_engine
+        from simulator.results.analyzer import analyze
+
+        with announced_compilation(say):
+            report = run_engine(inputs, run, seed, progress)
+        context = _context(inputs, report.gpus)
+        summary = analyze(run.path, context)
+        given = resolved(inputs)
+        run.write_result(
+            {
+                "context": asdict(context),
+                "input": given,
+                "notes": report.notes,
+                "routing": report.routing,
+                "seed": seed,
+                "summary": summary,
+                "versions": _versions(),
+            }
+        )
+        if out is not None and trace_steps:
+            from simulator.results.chrome import write_traces
+
+            write_traces(run.path, report.gpus, trace_steps)
+    kept = None if out is None else Path(out)
+    return Result(summary, report.notes, given, report.solver, kept)
+
+
+@contextmanager
+def announced_compilation(say: Say | None) -> Iterator[None]:
+    """Tell `say` once if a kernel must be compiled within the block, not just loaded."""
+    if say is None:
+        yield
+        return
+    from numba.core import event
+
+    lines = ["compiling the kernels (once, about 20 s) ..."]
+    tell = say
+
+    class Started(event.Listener):  # type: ignore[misc]  # numba has no types
+        def on_start(self, _: object) -> None:
+            if lines:
+                tell(lines.pop())
+
+        def on_end(self, _: object) -> None:
+            pass
+
+    with event.install_listener("numba:compile", Started()):
+        yield
+
+
+def _context(inputs: Inputs, gpus: int) -> Context:
+    """What the analyzer needs beside the tables."""
+    from simulator.results.analyzer import Context
+
+    workload, rates = inputs.workload, inputs.topology.gpu.flops_per_s
+    return Context(
+        gpus=gpus,
+        experts=workload.model.moe.experts,
+        # As the compute model has it: weights of a type without units are converted to BF16.
+        peak_flops_per_s=rates.get(workload.model.dtype, rates["bf16"]),
+        fetch_from=_FETCH_FROM[workload.expert_home],
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what may change a figure. Not Python's: it changes none."""
+    import numba
+    import numpy as np
+    import simpy
+
+    return {
+        "simulator": __version__,
+        "numba": numba.__version__,
+        "numpy": np.__version__,
+        "simpy": simpy.__version__,
+    }

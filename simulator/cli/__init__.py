@@ -1,0 +1,138 @@
+"""Floor 6: the command line. Arguments, printing and exit status; the work is done below.
+
+Results go to stdout, all else to stderr. Exit status: 0, 2 for what the user must change (one line
+per fault), 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from simulator import __version__
+from simulator.cli import arguments, commands
+from simulator.cli.arguments import PROGRAM, Parser
+from simulator.errors import InputError
+
+
+class Command(NamedTuple):
+    """One command: its arguments, what it does, and what its help says."""
+
+    arguments: Callable[[Parser], None]
+    run: Callable[[Namespace], None]
+    help: str
+    example: str
+
+
+COMMANDS = {
+    "run": Command(
+        arguments.run,
+        commands.run,
+        "simulate a workload on a topology (the word may be left out)",
+        "--topology nvswitch16 --workload moe128 --set overlap=none --seed 1",
+    ),
+    "list": Command(
+        arguments.list_,
+        commands.list_,
+        "what is shipped: topologies, workloads, traces, gpus, policies",
+        "list workloads",
+    ),
+    "show": Command(
+        arguments.show,
+        commands.show,
+        "a topology, workload or GPU with every default filled in",
+        "show workload moe128 --topology nvswitch16",
+    ),
+    "analyze": Command(
+        arguments.analyze,
+        commands.analyze,
+        "the summary of a run kept with --out, from its files alone",
+        "analyze runs/first --json",
+    ),
+    "import": Command(
+        arguments.import_,
+        commands.import_,
+        "convert a recording of routing to a routing trace",
+        "import jsonl routing.jsonl -o routing.parquet",
+    ),
+    "routing-stats": Command(
+        arguments.routing_stats,
+        commands.routing_stats,
+        "how skewed a routing trace is, and how much its tokens resemble",
+        "routing-stats moe128-python",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command (default: the arguments of this process) and return the exit status."""
+    if argv is None:
+        # The libraries make some 200,000 objects that all stay: to look through them again and
+        # again, and once more at exit, takes a tenth of a short run.
+        gc.set_threshold(500_000)
+        atexit.register(gc.disable)
+    try:
+        _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except SystemExit as stop:
+        # Help and version were printed.
+        return int(stop.code or 0)
+    except InputError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; no files were kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read stdout has gone; Python would complain when it flushes once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def _dispatch(argv: list[str]) -> None:
+    first = argv[0] if argv else ""
+    if first in ("-h", "--help", "help"):
+        print(_help())
+        return
+    if first == "--version":
+        print(f"simulator {__version__}")
+        return
+    if first.startswith("-") or not argv:
+        argv = ["run", *argv]
+    elif first not in COMMANDS:
+        from simulator.spec.units import did_you_mean
+
+        hint = did_you_mean(first, list(COMMANDS))
+        raise InputError(f"no command {first!r}{hint}; known: {', '.join(COMMANDS)}")
+    name, *rest = argv
+    command = COMMANDS[name]
+    parser = Parser(name, command.help, command.example)
+    command.arguments(parser)
+    command.run(parser.read(rest))
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    return "\n".join(
+        [
+            f"usage: {PROGRAM} --topology T --workload W [options]",
+            f"       {PROGRAM} COMMAND ...",
+            "",
+            "How fast a Mixture-of-Experts model runs on a GPU cluster, and what limits it.",
+            "",
+            "commands:",
+            *(f"  {name:<{width}}{command.help}" for name, command in COMMANDS.items()),
+            "",
+            "examples:",
+            *(f"  {PROGRAM} {command.example}" for command in COMMANDS.values()),
+            "",
+            f"{PROGRAM} COMMAND -h tells more; --version prints the version.",
+        ]
+    )

@@ -1,0 +1,140 @@
+"""What each command takes, and the parser that words what is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from simulator.errors import InputError
+
+PROGRAM = "python -m simulator"
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of one command; wrong arguments are an InputError that names the nearest flag."""
+
+    def __init__(self, command: str, description: str, example: str) -> None:
+        super().__init__(
+            prog=f"{PROGRAM} {command}",
+            description=description[0].upper() + description[1:] + ".",
+            epilog=f"example: {PROGRAM} {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError instead of printing the usage and leaving."""
+        raise InputError(f"{message}; {self.prog} -h tells more")
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The options in `argv`; raises InputError for the first that the command does not have."""
+        options, unknown = self.parse_known_args(argv)
+        if unknown:
+            from simulator.spec.units import did_you_mean
+
+            word = next((text for text in unknown if text.startswith("-")), unknown[0])
+            if not word.startswith("-"):
+                self.error(f"unexpected argument {word!r}")
+            flag = word.partition("=")[0]
+            self.error(
+                f"unknown flag {flag}{did_you_mean(flag, list(self._option_string_actions))}"
+            )
+        return options
+
+
+def run(parser: Parser) -> None:
+    """`run`, also without the word."""
+    parser.add_argument("--topology", metavar="T", help="the cluster: a shipped name or a path")
+    parser.add_argument(
+        "--workload", metavar="W", help="the model and its traffic: a shipped name or a path"
+    )
+    parser.add_argument(
+        "--routing",
+        metavar="TRACE|LAW",
+        help="which experts tokens take, in place of the workload's: a trace (shipped name or "
+        "path) or a law such as zipf:1.2",
+    )
+    _add_set(parser)
+    parser.add_argument(
+        "--seed", type=_whole, default=0, metavar="N", help="of all random draws (default 0)"
+    )
+    parser.add_argument("--out", metavar="DIR", help="keep the files of the run in this directory")
+    parser.add_argument(
+        "--trace-steps",
+        type=_whole,
+        default=4,
+        metavar="N",
+        help="how many steps the Chrome traces in --out hold (default 4, none with 0)",
+    )
+    _add_json(parser, "print the summary as one JSON object")
+
+
+def list_(parser: Parser) -> None:
+    """`list`."""
+    parser.add_argument(
+        "what",
+        nargs="?",
+        metavar="WHAT",
+        help="topologies, workloads, traces, gpus or policies (default all)",
+    )
+    _add_json(parser, "print a list of rows as JSON")
+
+
+def show(parser: Parser) -> None:
+    """`show`."""
+    parser.add_argument("what", metavar="WHAT", help="topology, workload or gpu")
+    parser.add_argument("name", metavar="NAME", help="a shipped name, or a path")
+    parser.add_argument(
+        "--topology", metavar="T", help="with a workload: the memory that it takes on these GPUs"
+    )
+    _add_set(parser)
+    _add_json(parser, "print one JSON object, in SI units")
+
+
+def analyze(parser: Parser) -> None:
+    """`analyze`."""
+    parser.add_argument("run", metavar="RUN", help="the directory given to --out")
+    _add_json(parser, "print the summary as one JSON object")
+
+
+def import_(parser: Parser) -> None:
+    """`import`."""
+    parser.add_argument("kind", metavar="KIND", help="of the recording: jsonl")
+    parser.add_argument("file", metavar="FILE", help="the recording")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the trace to write")
+    parser.add_argument(
+        "--experts",
+        type=_whole,
+        metavar="N",
+        help="experts of the model (default: by the largest id in the file)",
+    )
+    parser.add_argument("--model", metavar="NAME", help="the model's name, to be kept in the trace")
+
+
+def routing_stats(parser: Parser) -> None:
+    """`routing-stats`."""
+    parser.add_argument("trace", metavar="TRACE", help="a shipped name or a path")
+    _add_json(parser, "print one JSON object")
+
+
+def _add_set(parser: Parser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY.PATH=VALUE",
+        dest="overrides",
+        help='replace one key, as in --set build.nvlink.bandwidth="900 GB/s"; may be repeated',
+    )
+
+
+def _add_json(parser: Parser, text: str) -> None:
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def _whole(text: str) -> int:
+    """A whole number from 0."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)

@@ -1,0 +1,195 @@
+"""What each command does: call the floor below, print what comes back.
+
+Every import of another package stands in the function that needs it: a command loads no more than
+it uses.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from simulator.cli.text import lay_out
+from simulator.errors import InputError
+
+
+def run(options: Namespace) -> None:
+    """Simulate, and print the summary."""
+    from simulator.api import simulate
+    from simulator.spec.find import Kind, shipped
+
+    needed: tuple[Kind, ...] = ("topology", "workload")
+    absent = [
+        f"--{kind} is required: a path, or one of {', '.join(shipped(kind))}"
+        for kind in needed
+        if getattr(options, kind) is None
+    ]
+    if absent:
+        raise InputError("\n".join(absent))
+    with _progress_bar() as progress:
+        result = simulate(
+            options.topology,
+            options.workload,
+            overrides=options.overrides,
+            routing=options.routing,
+            seed=options.seed,
+            out=options.out,
+            trace_steps=options.trace_steps,
+            progress=progress,
+            say=_say,
+        )
+    if options.json:
+        _print_json(result.summary)
+    else:
+        print(result.render(_width()), end="")
+    if result.path is not None:
+        _say(f"kept in {result.path}")
+
+
+def analyze(options: Namespace) -> None:
+    """Print the summary of a finished run anew."""
+    from pathlib import Path
+
+    from simulator.results.analyzer import analyze_dir
+    from simulator.results.summary import render
+
+    summary = analyze_dir(Path(options.run))
+    if options.json:
+        _print_json(summary)
+    else:
+        print(render(summary, width=_width()), end="")
+
+
+def import_(options: Namespace) -> None:
+    """Convert a recording and print what was kept and what dropped."""
+    from simulator.routing.importers import IMPORTERS
+    from simulator.spec.units import did_you_mean
+
+    if options.kind not in IMPORTERS:
+        hint = did_you_mean(options.kind, list(IMPORTERS))
+        raise InputError(f"import: no kind {options.kind!r}{hint}; known: {', '.join(IMPORTERS)}")
+    convert = IMPORTERS[options.kind]
+    report = convert(options.file, options.output, experts=options.experts, model=options.model)
+    print("\n".join([f"{options.file} -> {options.output}", *report.lines()]))
+
+
+def routing_stats(options: Namespace) -> None:
+    """Print the statistics of a trace, layer by layer."""
+    from simulator.api import announced_compilation
+    from simulator.results.summary import number, percent
+    from simulator.routing.importers import open_trace
+    from simulator.routing.stats import trace_statistics
+    from simulator.spec.find import find
+
+    path = open_trace(find("trace", options.trace), _say)
+    with announced_compilation(_say):
+        found = trace_statistics(path)
+    if options.json:
+        _print_json(found)
+        return
+    print(
+        f"{found['tokens']:,} tokens of {found['requests']:,} requests; {found['layers']} layers, "
+        f"top-{found['k']} of {found['experts']} experts"
+    )
+    print(f"load      hottest expert {number(found['max_over_mean'])} x the mean (1 if uniform)")
+    print(
+        f"overlap   {percent(found['overlap'])} of a token's experts were the last token's "
+        f"({percent(found['uniform_overlap'])} if uniform)\n"
+    )
+    header = ("layer", "recorded", "max_over_mean", "unused_experts", "overlap")
+    rows = [
+        (
+            str(row["layer"]),
+            f"{row['recorded']:,}",
+            number(row["max_over_mean"]),
+            str(row["unused_experts"]),
+            percent(row["overlap"]),
+        )
+        for row in found["per_layer"]
+    ]
+    print(lay_out(header, rows, right=range(5)))
+
+
+def list_(options: Namespace) -> None:
+    """Print what is shipped, by name."""
+    from simulator.cli.listing import LISTS
+    from simulator.spec.units import did_you_mean
+
+    if options.what is not None and options.what not in LISTS:
+        hint = did_you_mean(options.what, list(LISTS))
+        raise InputError(f"list: no {options.what!r}{hint}; known: {', '.join(LISTS)}")
+    found = {
+        what: make() for what, make in LISTS.items() if options.what is None or what == options.what
+    }
+    if options.json:
+        _print_json(
+            [
+                {"list": what, "name": name, "description": words}
+                for what, rows in found.items()
+                for name, words in rows
+            ]
+        )
+        return
+    parts = []
+    for what, rows in found.items():
+        title = [] if options.what else [what]
+        parts.append("\n".join([*title, lay_out(None, rows, indent=0 if options.what else 2)]))
+    print("\n\n".join(parts))
+
+
+def show(options: Namespace) -> None:
+    """Print one input in full."""
+    from simulator.cli.show import SHOWN
+    from simulator.spec.units import did_you_mean
+
+    if options.what not in SHOWN:
+        hint = did_you_mean(options.what, list(SHOWN))
+        raise InputError(f"show: no {options.what!r}{hint}; known: {', '.join(SHOWN)}")
+    as_object, as_text = SHOWN[options.what](options.name, options.topology, options.overrides)
+    if options.json:
+        _print_json(as_object)
+    else:
+        print(as_text)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, sort_keys=True, indent=1, allow_nan=False))
+
+
+def _say(line: str) -> None:
+    """A diagnostic."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _width() -> int:
+    """Columns of a summary: of the terminal between 80 and 120, else 80."""
+    if not sys.stdout.isatty():
+        return 80
+    return min(max(shutil.get_terminal_size((80, 24)).columns, 80), 120)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[int, int], None] | None]:
+    """A function to be told of steps done, which draws a bar; None if stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    bars: list[Any] = []
+
+    def advance(done: int, total: int) -> None:
+        if not bars:
+            from tqdm import tqdm
+
+            bars.append(tqdm(total=total, unit="step", leave=False, dynamic_ncols=True))
+        bars[0].update(done - bars[0].n)
+
+    try:
+        yield advance
+    finally:
+        for bar in bars:
+            bar.close()

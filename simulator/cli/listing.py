@@ -1,0 +1,87 @@
+"""What `list` prints: for each kind of thing, rows of (name, description)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from simulator.results.summary import number, size
+
+Rows = list[tuple[str, str]]
+
+# Where a workload writes a name of each family.
+_KEYS = {"routing": "routing.source", "transport": "transport.name"}
+
+
+def topologies() -> Rows:
+    """Shipped clusters."""
+    from simulator.spec.find import shipped
+    from simulator.spec.load import load_topology
+
+    return [(name, load_topology(name).description) for name in shipped("topology")]
+
+
+def workloads() -> Rows:
+    """Shipped models with their traffic."""
+    from simulator.spec.find import shipped
+    from simulator.spec.load import load_workload
+
+    return [(name, load_workload(name).description) for name in shipped("workload")]
+
+
+def traces() -> Rows:
+    """Shipped recordings of routing."""
+    from simulator.routing.trace import read_info
+    from simulator.spec.find import find, shipped
+
+    rows = []
+    for name in shipped("trace"):
+        info = read_info(find("trace", name))
+        rows.append(
+            (
+                name,
+                f"{info.tokens:,} tokens of {info.requests:,} requests, {info.layers} layers, "
+                f"top-{info.k} of {info.experts} experts, recorded on {info.model}",
+            )
+        )
+    return rows
+
+
+def gpus() -> Rows:
+    """The GPU catalogue."""
+    from simulator.spec import catalogue
+    from simulator.spec.schema import Gpu
+
+    rows = []
+    for name in catalogue.names():
+        gpu = Gpu.model_validate(catalogue.expand(name))
+        rows.append(
+            (
+                name,
+                f"{number(gpu.flops_per_s['bf16'] / 1e12)} TFLOP/s bf16, "
+                f"{size(gpu.hbm_capacity_bytes)} at {size(gpu.hbm_bandwidth_bytes_per_s)}/s, "
+                f"{number(gpu.tdp_w)} W",
+            )
+        )
+    return rows
+
+
+def policies() -> Rows:
+    """Keys of a workload that take a name, and the names."""
+    from simulator.spec.choices import FAMILIES
+
+    return [
+        (
+            _KEYS.get(family, family),
+            ", ".join(argument.example if argument else name for name, argument in known.items()),
+        )
+        for family, known in FAMILIES.items()
+    ]
+
+
+LISTS: dict[str, Callable[[], Rows]] = {
+    "topologies": topologies,
+    "workloads": workloads,
+    "traces": traces,
+    "gpus": gpus,
+    "policies": policies,
+}

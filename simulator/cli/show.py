@@ -1,0 +1,244 @@
+"""What `show` prints: an input with every default, and what follows from it.
+
+Each function returns the JSON object and the text.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from simulator.cli.text import lay_out, wrapped
+from simulator.errors import InputError
+from simulator.results.summary import duration, number, size
+from simulator.spec import catalogue
+from simulator.spec.load import (
+    Inputs,
+    gpu_count,
+    load_inputs,
+    load_topology,
+    load_workload,
+)
+from simulator.spec.schema import Gpu, Topology, Workload
+
+Shown = tuple[dict[str, Any], str]
+
+Links = tuple[int, str, str, float, float]
+"""How many directed links, their kind, what they join, bandwidth of one direction (B/s), latency
+(s)."""
+
+
+def topology(name: str, on: str | None, overrides: Sequence[str]) -> Shown:
+    """A cluster: its GPU, and its links by kind."""
+    if on is not None:
+        raise InputError("show topology: --topology goes with show workload; leave it out")
+    found = load_topology(name, overrides)
+    links = _links(found)
+    count = gpu_count(found)
+    gpu = found.gpu
+    rows = [
+        (str(number_of), kind, between, f"{size(bandwidth)}/s", duration(latency_s))
+        for number_of, kind, between, bandwidth, latency_s in links
+    ]
+    lines = [
+        *_title(found),
+        lay_out(
+            None,
+            [
+                ("GPUs", f"{count} x {gpu.name}, {_gpu_line(gpu)}"),
+                ("wiring", found.build.kind),
+            ],
+        ),
+        "",
+        lay_out(("links", "kind", "between", "one way", "latency"), rows, right=(0, 3, 4)),
+        *_sources(found.sources),
+    ]
+    keys = ("links", "kind", "between", "bandwidth_bytes_per_s", "latency_s")
+    as_rows = [dict(zip(keys, row, strict=True)) for row in links]
+    dumped = found.model_dump(mode="json")
+    return {"topology": dumped, "gpus": count, "links": as_rows}, "\n".join(lines)
+
+
+def workload(name: str, on: str | None, overrides: Sequence[str]) -> Shown:
+    """A model and its traffic: sizes, choices, and on a topology the memory it takes."""
+    from simulator.model import sizes
+
+    inputs = None if on is None else load_inputs(on, name, overrides)
+    found = load_workload(name, overrides) if inputs is None else inputs.workload
+    model, moe = found.model, found.model.moe
+    sparse = model.layers - moe.first_dense_layers
+    idle = sparse * (moe.experts - moe.top_k) * sizes.ffn_parameters(model, moe.intermediate)
+    parameters = sizes.parameters(model)
+    figures: dict[str, float] = {
+        "parameters": parameters,
+        "active_parameters_per_token": parameters - idle,
+        "expert_bytes": sizes.expert_bytes(model),
+        "expert_bytes_all_layers": sparse * sizes.expert_bytes(model),
+        "kv_bytes_per_token": model.layers * sizes.kv_bytes_per_token_layer(model),
+    }
+    lines = [
+        *_title(found),
+        lay_out(None, _model_rows(found, figures)),
+        "",
+        lay_out(None, _traffic_rows(found)),
+    ]
+    as_object: dict[str, Any] = {"workload": found.model_dump(mode="json"), **figures}
+    if inputs is not None:
+        as_object["memory_bytes_per_gpu"], table = _memory(inputs)
+        lines += ["", table]
+    return as_object, "\n".join([*lines, *_sources(found.sources)])
+
+
+def gpu(name: str, on: str | None, overrides: Sequence[str]) -> Shown:
+    """An entry of the catalogue."""
+    if on is not None or overrides:
+        raise InputError(
+            "show gpu: shows the catalogue as it is; for another figure: "
+            'show topology NAME --set gpu.hbm_bandwidth="2 TB/s"'
+        )
+    found = Gpu.model_validate(catalogue.expand(name))
+    rows: list[tuple[str, str, str]] = []
+
+    def row(key: str, value: str) -> None:
+        rows.append((key, value, found.sources.get(key.partition(".")[0], "")))
+
+    for dtype, rate in found.flops_per_s.items():
+        row(f"flops.{dtype}", f"{number(rate / 1e12, 4)} TFLOP/s")
+        # The source is the same for all rates: once is enough.
+        if len(rows) > 1:
+            rows[-1] = (*rows[-1][:2], "")
+    row("hbm_capacity", f"{found.hbm_capacity_bytes / 2**30:.4g} GiB")
+    row("hbm_bandwidth", f"{size(found.hbm_bandwidth_bytes_per_s)}/s")
+    row("l2", f"{found.l2_bytes / 2**20:.4g} MiB")
+    row("sms", str(found.sms))
+    row("tdp", f"{found.tdp_w:g} W")
+    row("idle_power", f"{found.idle_power_w:g} W")
+    row("price", f"{found.price_per_hour:g} $/h")
+    if found.nvlink_bandwidth_bytes_per_s is not None:
+        row("nvlink_bandwidth", f"{size(found.nvlink_bandwidth_bytes_per_s)}/s")
+    row("compute_efficiency", f"{found.compute_efficiency:g}")
+    row("memory_efficiency", f"{found.memory_efficiency:g}")
+    row("launch_overhead", duration(found.launch_overhead_s))
+    return found.model_dump(mode="json"), "\n".join([found.name, "", lay_out(None, rows)])
+
+
+SHOWN: dict[str, Callable[[str, str | None, Sequence[str]], Shown]] = {
+    "topology": topology,
+    "workload": workload,
+    "gpu": gpu,
+}
+
+
+def _links(found: Topology) -> list[Links]:
+    """Directed links of the cluster, those alike in one row; both ways count as one kind."""
+    from simulator.cluster.graph import build_graph
+
+    graph = build_graph(found)
+    counted: Counter[tuple[str, str, float, float]] = Counter()
+    for source, target, link in graph.edges(data=True):
+        ends = sorted((graph.nodes[source]["kind"], graph.nodes[target]["kind"]))
+        rate = (link["bandwidth_bytes_per_s"], link["latency_s"])
+        counted[link["kind"], " - ".join(ends), *rate] += 1
+    return [(count, *alike) for alike, count in counted.items()]
+
+
+def _model_rows(found: Workload, figures: dict[str, float]) -> list[tuple[str, str]]:
+    model, moe, attention = found.model, found.model.moe, found.model.attention
+    layers = f"{model.layers} layers"
+    if moe.first_dense_layers:
+        layers += f" ({moe.first_dense_layers} dense, then MoE)"
+    shared = f", {moe.shared_experts} shared" if moe.shared_experts else ""
+    return [
+        (
+            "model",
+            f"{model.name}: {layers}, hidden {model.hidden:,}, {attention.kind} attention, "
+            f"{model.dtype}",
+        ),
+        ("experts", f"top-{moe.top_k} of {moe.experts}{shared}, width {moe.intermediate:,}"),
+        (
+            "weights",
+            f"{_billions(figures['parameters'])} parameters, "
+            f"{_billions(figures['active_parameters_per_token'])} active per token",
+        ),
+        (
+            "expert",
+            f"{size(figures['expert_bytes'])} in one layer, "
+            f"{size(figures['expert_bytes_all_layers'])} in all",
+        ),
+        ("KV cache", f"{size(figures['kv_bytes_per_token'])} per token"),
+    ]
+
+
+def _traffic_rows(found: Workload) -> list[tuple[str, str]]:
+    traffic, routing, transport = found.traffic, found.routing, found.transport
+    resident = "every expert resident"
+    if found.expert_slots is not None:
+        resident = (
+            f"{found.expert_slots} expert slots per layer, the rest at {found.expert_home}, "
+            f"eviction {found.eviction}"
+        )
+    return [
+        (
+            "traffic",
+            f"{traffic.phase}, {traffic.tokens_per_gpu:,} tokens per GPU, context "
+            f"{traffic.context:,}; {traffic.steps} steps after {traffic.warmup_steps} of warm-up",
+        ),
+        ("routing", f"{routing.source} ({routing.tokens} tokens, layers {routing.layer_map})"),
+        ("access", f"{found.expert_access}; {resident}"),
+        ("overlap", f"{found.overlap}; prefetch {found.prefetch}; order {found.expert_order}"),
+        (
+            "transport",
+            f"{transport.name}, launch {duration(transport.launch_latency_s)}, deduplicated: "
+            f"{transport.deduplicate}",
+        ),
+    ]
+
+
+def _memory(inputs: Inputs) -> tuple[dict[str, float], str]:
+    """Bytes on the fullest GPU by part, and the table of them."""
+    from simulator.model import footprint
+    from simulator.policies.placement import expert_parallel_degree
+
+    found, cluster = inputs.workload, inputs.topology
+    experts = found.model.moe.experts
+    ep = found.parallel.ep or expert_parallel_degree(gpu_count(cluster), experts)
+    share = -(-experts // ep)
+    fetch = found.expert_access == "fetch"
+    served = experts if fetch else share
+    slots = min(found.expert_slots or served, served)
+    kept_for_peers = 0
+    if slots < served and found.expert_home == "peer":
+        kept_for_peers = share if fetch else share - slots
+    parts = footprint.gpu_bytes(found, slots, kept_for_peers)
+    room = cluster.gpu.hbm_capacity_bytes * (1.0 - footprint.RESERVED)
+    left = room - sum(parts.values())
+    gib = footprint.GIB
+    rows = [(name, f"{amount / gib:.1f}") for name, amount in parts.items()]
+    rows += [
+        ("together", f"{sum(parts.values()) / gib:.1f}"),
+        (f"has, after {footprint.RESERVED:.0%} reserve", f"{room / gib:.1f}"),
+        ("left" if left >= 0 else "DOES NOT FIT, too much by", f"{abs(left) / gib:.1f}"),
+    ]
+    header = (f"memory of a GPU of {cluster.name} ({cluster.gpu.name})", "GiB")
+    return parts, lay_out(header, rows, right=(1,))
+
+
+def _title(found: Topology | Workload) -> list[str]:
+    about = f": {found.description}" if found.description else ""
+    return [wrapped(found.name + about, ""), ""]
+
+
+def _gpu_line(gpu: Gpu) -> str:
+    return (
+        f"{number(gpu.flops_per_s['bf16'] / 1e12)} TFLOP/s bf16, "
+        f"{size(gpu.hbm_capacity_bytes)} at {size(gpu.hbm_bandwidth_bytes_per_s)}/s each"
+    )
+
+
+def _billions(count: float) -> str:
+    return f"{number(count / 1e9)} B"
+
+
+def _sources(sources: Sequence[str]) -> list[str]:
+    return ["", "sources", *(wrapped(text, "- ") for text in sources)] if sources else []

@@ -1,0 +1,78 @@
+"""What only whole processes show: other directories, hash seeds, closed pipes, start-up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from cli.running import SMALL, listing
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# A small run needs none of these, and each would take a good part of its time.
+UNWANTED = ("pandas", "plotly", "tqdm", "pyarrow.dataset", "matplotlib", "scipy")
+
+
+def python(code: list[str], cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    return subprocess.run(
+        [sys.executable, *code],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_two_processes_in_other_directories_give_the_same_bytes(tmp_path: Path) -> None:
+    runs = []
+    for hash_seed in ("1", "2"):
+        cwd = tmp_path / hash_seed
+        cwd.mkdir()
+        done = python(["-m", "simulator", *SMALL, "--out", "run"], cwd, PYTHONHASHSEED=hash_seed)
+        assert done.returncode == 0, done.stderr
+        assert listing(cwd)[0] == "run"
+        runs.append((done.stdout, {f.name: f.read_bytes() for f in (cwd / "run").iterdir()}))
+    (shown, files), (shown_again, files_again) = runs
+    assert shown == shown_again
+    assert {"result.json", "spans.parquet", "trace_rank15.json.gz"} <= set(files)
+    assert sorted(files) == sorted(files_again)
+    assert [name for name in files if files[name] != files_again[name]] == []
+
+
+def test_a_run_loads_nothing_that_it_does_not_need(tmp_path: Path) -> None:
+    code = (
+        "import sys; from simulator.cli import main; status = main(sys.argv[1:]);"
+        f"print(status, *[m for m in {UNWANTED!r} if m in sys.modules], file=sys.stderr)"
+    )
+    done = python(["-c", code, *SMALL], tmp_path)
+    assert done.stderr.splitlines()[-1] == "0"
+
+
+def test_a_refusal_loads_no_engine(tmp_path: Path) -> None:
+    code = (
+        "import sys; from simulator.cli import main; status = main(sys.argv[1:]);"
+        "print(status, *[m for m in ('numba', 'networkx', 'pyarrow') if m in sys.modules])"
+    )
+    done = python(["-c", code, *SMALL, "--set", "traffic.stepz=1"], tmp_path)
+    assert done.stdout.split() == ["2"]
+
+
+def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-m", "simulator", "list", "topologies"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert done.stderr == ""
+    assert done.returncode == 141
