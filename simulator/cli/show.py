@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from simulator.cli.text import lay_out, wrapped
 from simulator.errors import InputError
@@ -22,6 +23,10 @@ from simulator.spec.load import (
 )
 from simulator.spec.schema import Gpu, Topology, Workload
 
+if TYPE_CHECKING:
+    from simulator.cluster.figures import Figures
+    from simulator.cluster.graph import Graph
+
 Shown = tuple[dict[str, Any], str]
 
 Links = tuple[int, str, str, float, float]
@@ -30,12 +35,17 @@ Links = tuple[int, str, str, float, float]
 
 
 def topology(name: str, on: str | None, overrides: Sequence[str]) -> Shown:
-    """A cluster: its GPU, and its links by kind."""
+    """A cluster: its GPU, its links by kind, and what they can carry together."""
+    from simulator.cluster.figures import Figures, figures
+    from simulator.cluster.graph import build_graph
+
     if on is not None:
         raise InputError("show topology: --topology goes with show workload; leave it out")
     found = load_topology(name, overrides)
-    links = _links(found)
+    graph = build_graph(found)
+    links = _links(graph)
     count = gpu_count(found)
+    reach = figures(graph, found.build.kind != "explicit")
     gpu = found.gpu
     rows = [
         (str(number_of), kind, between, f"{size(bandwidth)}/s", duration(latency_s))
@@ -52,12 +62,16 @@ def topology(name: str, on: str | None, overrides: Sequence[str]) -> Shown:
         ),
         "",
         lay_out(("links", "kind", "between", "one way", "latency"), rows, right=(0, 3, 4)),
+        "",
+        lay_out(None, _reach(reach)),
         *_sources(found.sources),
     ]
     keys = ("links", "kind", "between", "bandwidth_bytes_per_s", "latency_s")
     as_rows = [dict(zip(keys, row, strict=True)) for row in links]
     dumped = found.model_dump(mode="json")
-    return {"topology": dumped, "gpus": count, "links": as_rows}, "\n".join(lines)
+    known = asdict(reach) if isinstance(reach, Figures) else None
+    as_object = {"topology": dumped, "gpus": count, "links": as_rows, "figures": known}
+    return as_object, "\n".join(lines)
 
 
 def workload(name: str, on: str | None, overrides: Sequence[str]) -> Shown:
@@ -130,11 +144,35 @@ SHOWN: dict[str, Callable[[str, str | None, Sequence[str]], Shown]] = {
 }
 
 
-def _links(found: Topology) -> list[Links]:
-    """Directed links of the cluster, those alike in one row; both ways count as one kind."""
-    from simulator.cluster.graph import build_graph
+def _reach(found: Figures | tuple[str, str] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return [("bisection", "none: one GPU")]
+    if isinstance(found, tuple):
+        return [("bisection", f"none: no path of links from {found[0]} to {found[1]}")]
+    source, target = found.hottest_link
+    links = "link" if found.longest_links == 1 else "links"
+    seen = "" if found.all_routes else " (from the first GPU's routes, links alike taken together)"
+    return [
+        (
+            "bisection",
+            f"{size(found.bisection_bytes_per_s)}/s each way between the first and the second half "
+            f"of the GPUs, over {', '.join(found.bisection_kinds)}",
+        ),
+        (
+            "diameter",
+            f"{found.longest_links} {links}, {duration(found.longest_latency_s)}: "
+            f"{' to '.join(found.longest_route)}{'' if found.all_routes else ', of the first GPU'}",
+        ),
+        (
+            "hottest link",
+            f"{source} -> {target} ({found.hottest_kind}) when every GPU sends 1 B to every other: "
+            f"{found.hottest_bytes:,.6g} B, {1e9 * found.hottest_seconds_per_byte:.3g} ns{seen}",
+        ),
+    ]
 
-    graph = build_graph(found)
+
+def _links(graph: Graph) -> list[Links]:
+    """Directed links of the cluster, those alike in one row; both ways count as one kind."""
     counted: Counter[tuple[str, str, float, float]] = Counter()
     for source, target, link in graph.edges(data=True):
         ends = sorted((graph.nodes[source]["kind"], graph.nodes[target]["kind"]))
@@ -197,20 +235,12 @@ def _traffic_rows(found: Workload) -> list[tuple[str, str]]:
 
 def _memory(inputs: Inputs) -> tuple[dict[str, float], str]:
     """Bytes on the fullest GPU by part, and the table of them."""
+    from simulator.engine.layout import gpu_memory, layout_of
     from simulator.model import footprint
-    from simulator.policies.placement import expert_parallel_degree
 
     found, cluster = inputs.workload, inputs.topology
-    experts = found.model.moe.experts
-    ep = found.parallel.ep or expert_parallel_degree(gpu_count(cluster), experts)
-    share = -(-experts // ep)
-    fetch = found.expert_access == "fetch"
-    served = experts if fetch else share
-    slots = min(found.expert_slots or served, served)
-    kept_for_peers = 0
-    if slots < served and found.expert_home == "peer":
-        kept_for_peers = share if fetch else share - slots
-    parts = footprint.gpu_bytes(found, slots, kept_for_peers)
+    layout = layout_of(found, gpu_count(cluster), cluster.name)
+    parts = gpu_memory(found, layout, 0)
     room = cluster.gpu.hbm_capacity_bytes * (1.0 - footprint.RESERVED)
     left = room - sum(parts.values())
     gib = footprint.GIB

@@ -40,6 +40,9 @@ gives them names and shapes, as the tuple `Net`:
     ended   int32   [ops + streams]  out: operations that ended, or -1 - stream that fell idle
     clock   float64 [2]          present; next event (inf: none)
     counts  int64   [COUNTS]     sizes, lengths and statistics
+
+All of it is in one file because numba's cache on disk knows of changes to the file of a compiled
+function only, not of those it calls.
 """
 
 from __future__ import annotations
@@ -76,6 +79,7 @@ COUNTS = 23
 # Actions on an operation, and kinds of event: one thing less to wait for; queue it on its stream;
 # start it; it has ended; its transfers, or one of them, go on the wire.
 COUNT, JOIN, START_IT, FINISH, BEGIN, FLOW = 0, 1, 2, 3, 4, 5
+MANY = 1 << 30  # solves or events after which their numbers start again, between two steps
 SAME_INSTANT = 2e-15  # times nearer than this fraction of the clock are one instant (rounding)
 
 
@@ -619,8 +623,14 @@ def add(
             item = counts[N_MORE]
             counts[N_MORE] += 1
             more[item, 0] = after
-            more[item, 1] = more_head[before]
-            more_head[before] = item
+            more[item, 1] = -1
+            last = more_head[before]
+            if last < 0:
+                more_head[before] = item
+            else:  # those who wait longest are let go first
+                while more[last, 1] >= 0:
+                    last = more[last, 1]
+                more[last, 1] = item
             op_i[after, WAITS] += 1
     for i in range(real.size):
         _push(net, now, COUNT, whole[4 * i])

@@ -71,6 +71,12 @@ class Driver:
         transfers = int(np.diff(send_ptr).max(initial=0))
         net = self.net
         net.counts[core.N_MORE] = 0
+        if net.counts[core.N_MARK] > core.MANY:  # the marks are 32 bits wide
+            net.counts[core.N_MARK] = 0
+            np.minimum(net.link_i[:, core.L_MARK], 0, out=net.link_i[:, core.L_MARK])
+            net.flow_i[:, core.F_MARK] = 0
+        if net.counts[core.N_SEQUENCE] > core.MANY and net.counts[core.N_HEAP] == 0:
+            net.counts[core.N_SEQUENCE] = 0
         self._need(
             {
                 core.ROWS: len(send_ptr) - 1,

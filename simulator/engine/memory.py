@@ -202,11 +202,11 @@ class ExpertMemory:
         """Begin the next prefetch if the copy stream is idle, else be called again when it is."""
         if not self._wishes:
             return
-        stream = self._driver.net.stream_i[self._stream]
         while True:
             wish = next((w for w in self._wishes if self._may_begin(w)), None)
             if wish is None:
                 return
+            stream = self._driver.net.stream_i[self._stream]  # anew: an `add` may move the tables
             if stream[core.RUNNING] >= 0 or self._added_s == self._driver.env.now:
                 stream[core.TELL_IDLE] = 1
                 return

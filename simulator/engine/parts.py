@@ -36,12 +36,13 @@ class LayerTable:
 class MicroBatch:
     """Tokens that go through the layers together.
 
-    ids: int16 [tokens, recorded layers, k]; rows: tokens per GPU int64 [gpus]; chunks: per chunk
-    the tables of the recorded layers.
+    ids: int16 [tokens, recorded layers, k]; rows: tokens per GPU int64 [gpus]; sampled: those that
+    need logits int64 [gpus]; chunks: per chunk the tables of the recorded layers.
     """
 
     ids: NDArray[np.int16]
     rows: NDArray[np.int64]
+    sampled: NDArray[np.int64]
     chunks: list[list[LayerTable]]
 
     def expert_rows(self, recorded: int) -> Int32s:
@@ -56,7 +57,8 @@ class Cut:
     """How batches are cut: fixed for a run.
 
     owner: int32 [experts] GPU within the group of `ep`; fetch: weights travel instead of tokens;
-    ordered: whether the order of first need matters.
+    ordered: whether the order of first need matters; prefill: only a sequence's last token needs
+    logits, not every token.
     """
 
     gpus: int
@@ -66,6 +68,7 @@ class Cut:
     fetch: bool
     deduplicate: bool
     ordered: bool
+    prefill: bool
     microbatches: int
     chunks: int
 
@@ -86,7 +89,11 @@ def cut(batch: Batch, how: Cut) -> list[MicroBatch]:
             source_gpu = batch.source_gpu[chosen]
             chunks.append([_table(np.ascontiguousarray(i), source_gpu, how) for i in ids])
         rows = np.bincount(batch.source_gpu[mine], minlength=how.gpus)
-        found.append(MicroBatch(batch.ids[mine], rows, chunks))
+        sampled = rows
+        if how.prefill:  # sequences, as many as begin here, one at least where there are tokens
+            begins = batch.source_gpu[mine & batch.new_sequence]
+            sampled = np.maximum(np.bincount(begins, minlength=how.gpus), np.minimum(rows, 1))
+        found.append(MicroBatch(batch.ids[mine], rows, sampled, chunks))
     return found
 
 

@@ -23,7 +23,7 @@ def read_spans(step: Step) -> Records:
 
 
 def _in_order(records: Records) -> Records:
-    """Records in order of completion, without those too short for the clock to tell from nothing."""
+    """Records in order of completion, without those too short for the clock to show."""
     records = records[records["end_s"] > records["start_s"]]
     return records[np.lexsort((records["gpu"], records["start_s"], records["end_s"]))]
 

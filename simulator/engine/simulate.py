@@ -14,17 +14,17 @@ from simulator.cluster.graph import build_graph, gpus, memory_of_host
 from simulator.cluster.routes import RouteTable, route_table
 from simulator.engine import core
 from simulator.engine.driver import Driver
+from simulator.engine.layout import Layout, check_memory, layout_of
 from simulator.engine.memory import ExpertMemory
 from simulator.engine.parts import Cut, cut
 from simulator.engine.readout import read_fetches, read_spans
 from simulator.engine.shape import Shape
 from simulator.engine.step import Machine, Step
 from simulator.errors import InputError
-from simulator.model import footprint, sizes
+from simulator.model import sizes
 from simulator.model.compute import ComputeModel
 from simulator.policies.eviction import EVICTIONS
 from simulator.policies.pick import pick
-from simulator.policies.placement import PLACEMENTS, expert_parallel_degree
 from simulator.policies.prefetch import ORACLES, PREFETCHERS, Setup
 from simulator.routing.batches import Batch, ReplayState, check_trace, replay, synthesize
 from simulator.routing.importers import open_trace
@@ -58,11 +58,11 @@ def simulate(inputs: Inputs, run: RunDir, seed: int, progress: Progress | None =
     workload = inputs.workload
     graph = build_graph(inputs.topology)
     names = gpus(graph)
-    layout = _Layout.of(inputs, names)
+    layout = layout_of(workload, len(names), inputs.topology.name)
     memories_of = [memory_of_host(graph, name) for name in names]
-    _check_memory(inputs, layout, names, memories_of, graph)
-    pairs = [(a, b) for a in names for b in layout.peers(names, a) if a != b]
-    if layout.offloaded and workload.expert_home == "host":
+    check_memory(workload, inputs.topology.gpu, layout, names, memories_of, graph)
+    pairs = [(names[a], names[b]) for a, b in layout.pairs()]
+    if layout.offloaded and not layout.on_peers:
         for name, memory in zip(names, memories_of, strict=True):
             if memory is None:
                 raise InputError(
@@ -73,7 +73,6 @@ def simulate(inputs: Inputs, run: RunDir, seed: int, progress: Progress | None =
     efficiency = workload.transport.efficiency
     routes = route_table(graph, pairs, efficiency.model_dump())
     batches, report = _routing(inputs, layout, seed)
-    report.notes[:0] = layout.notes
     how = _cut(workload, layout)
     machine = _machine(inputs, layout, names, memories_of, routes, how, seed)
     route_bytes = _steps(workload, machine, batches, how, run, progress)
@@ -88,99 +87,7 @@ def simulate(inputs: Inputs, run: RunDir, seed: int, progress: Progress | None =
     return report
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Who serves what.
-
-    owner: int32 [experts] GPU within its group; serves: bool [gpus, experts]; slots: experts per
-    layer that a GPU keeps; offloaded: whether that is fewer than it serves.
-    """
-
-    gpus: int
-    ep: int
-    owner: NDArray[np.int32]
-    serves: NDArray[np.bool_]
-    slots: int
-    offloaded: bool
-    notes: list[str]
-
-    @staticmethod
-    def of(inputs: Inputs, names: list[str]) -> _Layout:
-        workload = inputs.workload
-        experts = workload.model.moe.experts
-        count = len(names)
-        ep = workload.parallel.ep or expert_parallel_degree(count, experts)
-        if count % ep:
-            raise InputError(
-                f"parallel.ep: {ep} does not divide the {count} GPUs of {inputs.topology.name}"
-            )
-        if ep > experts:
-            raise InputError(
-                f"parallel.ep: {ep} GPUs for {experts} experts; write {experts} or less"
-            )
-        owner = PLACEMENTS["contiguous"](experts, ep)
-        fetch = workload.expert_access == "fetch"
-        home = owner[None, :] == (np.arange(count) % ep)[:, None]
-        serves = np.ones_like(home) if fetch else home
-        most = int(serves.sum(axis=1).max())
-        slots = workload.expert_slots or most
-        if slots > most:
-            raise InputError(
-                f"expert_slots: {slots} per layer, but a GPU serves {most} experts per layer; "
-                f"write {most} or less, or leave it out"
-            )
-        notes = []
-        if experts % ep:
-            notes.append(f"{experts} experts on {ep} GPUs: shares differ by one")
-        return _Layout(count, ep, owner, serves, slots, slots < most, notes)
-
-    def peers(self, names: list[str], name: str) -> list[str]:
-        """The GPUs of the same expert-parallel group."""
-        first = names.index(name) // self.ep * self.ep
-        return names[first : first + self.ep]
-
-    def home(self, gpu: int, expert: int, fetch: bool) -> int:
-        """The GPU that keeps an expert's weights for `gpu` when they are kept on a peer.
-
-        Weights that travel come from the expert's owner; an offloaded share lies on the next GPU.
-        """
-        first = gpu // self.ep * self.ep
-        if fetch:
-            return first + int(self.owner[expert])
-        return first + (gpu - first + 1) % self.ep
-
-
-def _check_memory(
-    inputs: Inputs, layout: _Layout, names: list[str], memories_of: list[str | None], graph: object
-) -> None:
-    workload = inputs.workload
-    model = workload.model
-    fetch = workload.expert_access == "fetch"
-    shares = np.bincount(layout.owner, minlength=layout.ep)
-    home = 0
-    if layout.offloaded and workload.expert_home == "peer":
-        if layout.ep == 1:
-            raise InputError(
-                "expert_home: peer needs at least two GPUs in an expert-parallel group; "
-                "set parallel.ep or expert_home=host"
-            )
-        home = int(shares.max()) if fetch else int(shares.max()) - layout.slots
-    for gpu, name in enumerate(names):
-        served = int(layout.serves[gpu].sum())
-        parts = footprint.gpu_bytes(workload, min(layout.slots, served), home)
-        footprint.check_gpu(workload, inputs.topology.gpu, parts, name)
-    if layout.offloaded and workload.expert_home == "host":
-        sparse = model.layers - model.moe.first_dense_layers
-        for memory in dict.fromkeys(m for m in memories_of if m is not None):
-            mine = [gpu for gpu, m in enumerate(memories_of) if m == memory]
-            kept = layout.serves[mine].any(axis=0).sum()
-            capacity = graph.nodes[memory].get("capacity_bytes")  # type: ignore[attr-defined]
-            if capacity is not None:
-                needed = float(kept) * sparse * sizes.expert_bytes(model)
-                footprint.check_host(workload, memory, needed, capacity)
-
-
-def _routing(inputs: Inputs, layout: _Layout, seed: int) -> tuple[Iterator[Batch], Report]:
+def _routing(inputs: Inputs, layout: Layout, seed: int) -> tuple[Iterator[Batch], Report]:
     """The endless batches, and what to say about where they come from."""
     workload = inputs.workload
     model, traffic = workload.model, workload.traffic
@@ -189,6 +96,12 @@ def _routing(inputs: Inputs, layout: _Layout, seed: int) -> tuple[Iterator[Batch
     source = workload.routing.source
     common = (layout.gpus, traffic.tokens_per_gpu, traffic.phase, layers)
     report = Report(layout.gpus, layout.ep, {"source": source})
+    if moe.experts % layout.ep:
+        report.notes.append(f"{moe.experts} experts on {layout.ep} GPUs: shares differ by one")
+    if workload.prefetch != "none" and not layout.offloaded:
+        report.notes.append(
+            f"prefetch {workload.prefetch} has nothing to do: every expert is resident"
+        )
     if inputs.trace_path is None:
         report.notes.append(f"routing drawn from the law {source}, not recorded")
         return synthesize(source, *common, moe.experts, moe.top_k, seed), report
@@ -215,7 +128,7 @@ def _routing(inputs: Inputs, layout: _Layout, seed: int) -> tuple[Iterator[Batch
 
 def _machine(
     inputs: Inputs,
-    layout: _Layout,
+    layout: Layout,
     names: list[str],
     memories_of: list[str | None],
     routes: RouteTable,
@@ -229,18 +142,21 @@ def _machine(
     choice = parse_choice(workload.prefetch, "prefetch")
     memories = _memories(inputs, layout, names, memories_of, routes, driver)
     prefetcher = None
+    clairvoyant = False
     if memories and choice.name != "none":
         every = np.arange(layout.gpus, dtype=np.int32)
         setup = Setup(
             layers=model.layers - model.moe.first_dense_layers,
             experts=model.moe.experts,
             serves=layout.serves,
-            group=every if how.fetch else every // np.int32(layout.ep),
+            group=every if layout.fetch else every // np.int32(layout.ep),
             slots=layout.slots,
             argument=choice.argument,
             rng=np.random.default_rng([seed, crc32(b"prefetch")]),
         )
-        prefetcher = pick("prefetch", PREFETCHERS, choice.name)(setup)
+        maker = pick("prefetch", PREFETCHERS, choice.name)
+        prefetcher = maker(setup)
+        clairvoyant = maker in {PREFETCHERS[name] for name in ORACLES}
     return Machine(
         driver=driver,
         shape=shape,
@@ -255,13 +171,13 @@ def _machine(
         memories=memories,
         resident_first=workload.expert_order == "resident-first",
         prefetcher=prefetcher,
-        clairvoyant=choice.name in ORACLES,
+        clairvoyant=clairvoyant,
     )
 
 
 def _memories(
     inputs: Inputs,
-    layout: _Layout,
+    layout: Layout,
     names: list[str],
     memories_of: list[str | None],
     routes: RouteTable,
@@ -278,10 +194,10 @@ def _memories(
         sources = []
         for expert in range(model.moe.experts):
             memory = memories_of[gpu]
-            if workload.expert_home == "host" and memory is not None:
+            if not layout.on_peers and memory is not None:
                 sources.append(routes.index[memory, name])
                 continue
-            home = layout.home(gpu, expert, workload.expert_access == "fetch")
+            home = layout.home(gpu, expert)
             sources.append(-1 if home == gpu else routes.index[names[home], name])
         found.append(
             ExpertMemory(
@@ -297,16 +213,17 @@ def _memories(
     return found
 
 
-def _cut(workload: Workload, layout: _Layout) -> Cut:
+def _cut(workload: Workload, layout: Layout) -> Cut:
     overlap = parse_choice(workload.overlap, "overlap")
     return Cut(
         gpus=layout.gpus,
         experts=workload.model.moe.experts,
         owner=layout.owner,
         ep=layout.ep,
-        fetch=workload.expert_access == "fetch",
+        fetch=layout.fetch,
         deduplicate=workload.transport.deduplicate == "gpu",
         ordered=layout.offloaded,
+        prefill=workload.traffic.phase == "prefill",
         microbatches=2 if overlap.name == "two-batch" else 1,
         chunks=int(overlap.argument or 1) if overlap.name == "chunked" else 1,
     )

@@ -21,7 +21,7 @@ from simulator.engine.driver import Driver
 from simulator.engine.memory import HIT, LATE, MISS, ExpertMemory
 from simulator.engine.parts import LayerTable, MicroBatch
 from simulator.engine.shape import Shape
-from simulator.model.compute import ComputeModel, Work
+from simulator.model.compute import NOTHING, ComputeModel, Work
 from simulator.policies.prefetch import Future, Past, Prefetcher
 
 Floats = NDArray[np.float64]
@@ -81,7 +81,7 @@ class Step:
         self.work = np.zeros((of.microbatches, of.layers, of.kinds, of.gpus, 2))
         self.rows = np.zeros((of.microbatches, of.layers, of.kinds, of.gpus), dtype=np.int64)
         self.head_work = np.zeros((of.microbatches, of.gpus, 2))
-        self.head_rows = np.array([batch.rows for batch in microbatches])
+        self.head_rows = np.array([batch.sampled for batch in microbatches])
         self.route_bytes: Floats
         self._done = machine.driver.env.event()
 
@@ -114,7 +114,7 @@ class Step:
         op_i[of.end, core.TELL] = 1
         if m.prefetcher is not None:
             gates = op_i[of.gates : of.heads].reshape(of.microbatches, of.layers, 9)
-            gates[:, m.dense : -1, core.TELL] = 1
+            gates[:, m.dense :, core.TELL] = 1
         gpus = np.arange(of.gpus, dtype=np.int32)
         for index, batch in enumerate(self.microbatches):
             rows = batch.rows.tolist()
@@ -128,7 +128,8 @@ class Step:
             self._fill(grid_f, grid_i, (index, slice(m.dense), shape.SHARED), ffn, rows)
             self._fill(grid_f, grid_i, (index, slice(m.dense, None), shape.SHARED), shared, rows)
             heads = of.heads + index * of.gpus + gpus
-            work = np.array([compute.lm_head(r) if r else (0.0, 0.0, 0.0) for r in rows])
+            sampled = batch.sampled.tolist()
+            work = np.array([compute.lm_head(r) if r else NOTHING for r in sampled])
             op_f[heads, core.DURATION] = work[:, 0]
             op_i[heads, core.STREAM] = np.where(work[:, 0] > 0.0, gpus, -1)
             self.head_work[index] = work[:, 1:]
@@ -204,7 +205,7 @@ class Step:
                 for layer in layers.tolist():
                     self._accesses[gpu][layer][HIT] += count
             work = [
-                m.compute.experts(r, a) if r else Work(0.0, 0.0, 0.0)
+                m.compute.experts(r, a) if r else NOTHING
                 for r, a in zip(total.tolist(), active.tolist(), strict=True)
             ]
             for layer in layers.tolist():
@@ -278,9 +279,14 @@ class Step:
         assert m.prefetcher is not None
         batch = self.microbatches[index]
         ids = batch.ids
-        here, following = self.layer_of[layer], self.layer_of[layer + 1]
+        here = self.layer_of[layer]
         before = ids[:, self.layer_of[layer - 1]] if layer > m.dense else None
         past = Past(index, layer - m.dense, ids[:, here], before, batch.expert_rows(here))
+        if layer + 1 == m.shape.layers:  # nothing follows, but the way here is to be learned
+            if not m.clairvoyant:
+                m.prefetcher(past, None)
+            return
+        following = self.layer_of[layer + 1]
         future = Future(batch.expert_rows(following)) if m.clairvoyant else None
         idle = (past.rows.sum(axis=1) == 0).tolist()
         wanted = m.prefetcher(past, future)

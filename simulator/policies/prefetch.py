@@ -3,7 +3,8 @@
 A prefetcher is made once per run from a `Setup` and called once per micro-batch and layer, when
 the gates of all GPUs have spoken. It sees the past only (`Past`); those listed in `ORACLES` are
 also handed the truth of the next layer. It answers with a list of experts per GPU, most wanted
-first; the engine fetches what is not there, as far as the slots go.
+first; the engine fetches what is not there, as far as the slots go. In the last layer, which only
+the others are shown, the answer is not used.
 """
 
 from __future__ import annotations

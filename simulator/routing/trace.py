@@ -365,7 +365,10 @@ def _iter_columns(path: Path, names: tuple[str, ...], rows: int) -> Iterator[lis
             arrays = []
             for name in names:
                 column = batch.column(name)
-                values = column.flatten() if name == "experts" else column
+                values = column
+                if name == "experts":  # not `flatten`, which imports pyarrow.compute
+                    size = column.type.list_size
+                    values = column.values.slice(column.offset * size, len(column) * size)
                 if column.null_count or values.null_count:
                     raise InputError(f"{path}: rows {row} and on: a value of '{name}' is missing")
                 # A copy: Arrow's memory is read-only, and goes back before the next block comes.

@@ -69,6 +69,9 @@ FAMILIES: dict[Family, dict[str, Argument | None]] = {
 }
 """Known names of each family and the argument each takes."""
 
+IMPORTABLE: frozenset[Family] = frozenset({"prefetch", "eviction", "routing"})
+"""Families that also take a function of the user's, as "package.module:function"."""
+
 _IMPORT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 _OWN_LAW = re.compile(r"\w+(\.\w+)+:[A-Za-z_]\w*(:[-+.,eE\d]+)?", re.ASCII)
 
@@ -81,12 +84,13 @@ def parse_choice(text: str, family: Family) -> Choice:
     name, colon, argument = text.partition(":")
     if name in known:
         return Choice(name, _argument(text, name, argument if colon else None, known[name]))
-    if _IMPORT.fullmatch(text):
+    if family in IMPORTABLE and _IMPORT.fullmatch(text):
         return Choice(text, imported=True)
     spelled = [a.example if a else n for n, a in known.items()]
+    own = ", or package.module:function" if family in IMPORTABLE else ""
     raise ChoiceError(
         f"{text!r} is not a known {family}{did_you_mean(name, list(known))}; "
-        f"known: {', '.join(spelled)}, or package.module:function"
+        f"known: {', '.join(spelled)}{own}"
     )
 
 

@@ -104,7 +104,8 @@ def test_memory_on_a_topology(call: Call) -> None:
     assert "left" in text
     peer = ("--set", "expert_home=peer")
     kept = json.loads(call("show", "workload", "moe128", *law, *peer, "--json").out)
-    assert kept["memory_bytes_per_gpu"]["experts"] == 2 * parts["experts"]
+    # 4 slots and all 8 experts of the neighbour, of which any 4 may be away.
+    assert kept["memory_bytes_per_gpu"]["experts"] == 3 * parts["experts"]
     tight = call("show", "workload", "moe128", *law, "--set", "traffic.context=200000")
     assert tight.status == 0
     assert "DOES NOT FIT, too much by" in tight.out

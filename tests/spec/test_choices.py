@@ -22,7 +22,7 @@ from simulator.spec.choices import FAMILIES, Choice, ChoiceError, parse_choice, 
         ("zipf:1.2", "routing", Choice("zipf", 1.2)),
         ("zipf", "routing", Choice("zipf")),
         ("pkg.mod:fn", "prefetch", Choice("pkg.mod:fn", imported=True)),
-        ("mod:fn", "overlap", Choice("mod:fn", imported=True)),
+        ("mod:fn", "eviction", Choice("mod:fn", imported=True)),
     ],
 )
 def test_reads(text, family, choice):
