@@ -36,6 +36,12 @@ COMMANDS = {
         "simulate a workload on a topology (the word may be left out)",
         "--topology nvswitch16 --workload moe128 --set overlap=none --seed 1",
     ),
+    "transfers": Command(
+        arguments.transfers,
+        commands.transfers,
+        "when each transfer of a file arrives, sharing links max-min fairly",
+        "transfers --topology h100x16-rail --flows flows.csv -o finished.csv",
+    ),
     "list": Command(
         arguments.list_,
         commands.list_,
@@ -57,7 +63,7 @@ COMMANDS = {
     "import": Command(
         arguments.import_,
         commands.import_,
-        "convert a recording of routing to a routing trace",
+        "a recording to a routing trace, a machine's own listing to a topology",
         "import jsonl routing.jsonl -o routing.parquet",
     ),
     "routing-stats": Command(

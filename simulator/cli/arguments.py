@@ -70,6 +70,27 @@ def run(parser: Parser) -> None:
     _add_json(parser, "print the summary as one JSON object")
 
 
+def transfers(parser: Parser) -> None:
+    """`transfers`."""
+    parser.add_argument(
+        "--topology", required=True, metavar="T", help="the cluster: a shipped name or a path"
+    )
+    parser.add_argument(
+        "--flows",
+        required=True,
+        metavar="CSV",
+        help="the transfers: src, dst (node names or GPU indices), bytes, start_s",
+    )
+    _add_set(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", help="write the rows with finish_s here, not to stdout"
+    )
+    parser.add_argument(
+        "--links", metavar="CSV", help="write what every link carried here, not to stderr"
+    )
+    _add_json(parser, "print a list of rows as JSON, in B and s")
+
+
 def list_(parser: Parser) -> None:
     """`list`."""
     parser.add_argument(
@@ -100,16 +121,36 @@ def analyze(parser: Parser) -> None:
 
 def import_(parser: Parser) -> None:
     """`import`."""
-    parser.add_argument("kind", metavar="KIND", help="of the recording: jsonl")
-    parser.add_argument("file", metavar="FILE", help="the recording")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the trace to write")
+    parser.add_argument("kind", metavar="KIND", help="jsonl, nccl-topo, nvidia-smi, astra-network")
+    parser.add_argument("file", metavar="FILE", help="the file to convert")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="OUT", help="the trace or topology to write"
+    )
     parser.add_argument(
         "--experts",
         type=_whole,
         metavar="N",
-        help="experts of the model (default: by the largest id in the file)",
+        help="jsonl: experts of the model (default: by the largest id in the file)",
     )
-    parser.add_argument("--model", metavar="NAME", help="the model's name, to be kept in the trace")
+    parser.add_argument(
+        "--model", metavar="NAME", help="jsonl: the model's name, to be kept in the trace"
+    )
+    parser.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help="of a machine: the GPU in the catalogue, where the file does not tell",
+    )
+    parser.add_argument(
+        "--nodes",
+        type=_whole,
+        metavar="N",
+        help="nccl-topo, nvidia-smi: so many such hosts, NIC i of each on switch i (default 1)",
+    )
+    parser.add_argument(
+        "--nic",
+        metavar="SPEED",
+        help="with --nodes: speed of every NIC, as in 400 Gb/s (default: what the file says)",
+    )
 
 
 def routing_stats(parser: Parser) -> None:

@@ -51,6 +51,51 @@ def run(options: Namespace) -> None:
         _say(f"kept in {result.path}")
 
 
+def transfers(options: Namespace) -> None:
+    """Print when each transfer of a file arrives, and what the links carried."""
+    from pathlib import Path
+
+    from simulator.cli import flows as files
+    from simulator.spec.load import load_topology
+
+    files.check_fresh(options.output, options.links)
+    topology = load_topology(options.topology, options.overrides)
+
+    from simulator.cluster.graph import build_graph, gpus
+    from simulator.cluster.routes import unreachable
+
+    graph = build_graph(topology)
+    path = Path(options.flows)
+    flows = files.read_flows(path, list(graph), gpus(graph))
+    ends = (flows.sources, flows.targets)
+    # Slow to import, so after what is likely to be refused.
+    from simulator.api import announced_compilation
+    from simulator.engine.transfers import LINK_COLUMNS, link_rows
+    from simulator.engine.transfers import transfers as solve
+
+    try:
+        with announced_compilation(_say):
+            found = solve(graph, *ends, flows.size_bytes, flows.start_s)
+    except InputError:
+        files.refuse_unreachable(path, flows, unreachable(graph, zip(*ends, strict=True)))
+        raise
+    finish_s = found.finish_s.tolist()
+    header = [*flows.header, files.FINISH]
+    rows = ([*row, at] for row, at in zip(flows.rows, finish_s, strict=True))
+    if options.output is not None:
+        files.write_fresh(options.output, header, rows)
+    if options.links is not None:
+        files.write_fresh(options.links, LINK_COLUMNS, iter(link_rows(found)))
+    if options.json:
+        keys = (*files.COLUMNS, files.FINISH)
+        columns = (*ends, flows.size_bytes.tolist(), flows.start_s.tolist(), finish_s)
+        _print_json([dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)])
+    elif options.output is None:
+        files.write_rows(sys.stdout, header, rows)
+    if options.links is None:
+        _say(files.render_links(link_rows(found)))
+
+
 def analyze(options: Namespace) -> None:
     """Print the summary of a finished run anew."""
     from pathlib import Path
@@ -66,16 +111,33 @@ def analyze(options: Namespace) -> None:
 
 
 def import_(options: Namespace) -> None:
-    """Convert a recording and print what was kept and what dropped."""
+    """Convert a recording or a description of a machine; print what was kept and what dropped."""
+    from simulator.cluster.astra import import_astra
+    from simulator.cluster.nccl_xml import import_nccl
+    from simulator.cluster.nvidia_smi import import_smi
     from simulator.routing.importers import IMPORTERS
     from simulator.spec.units import did_you_mean
 
-    if options.kind not in IMPORTERS:
-        hint = did_you_mean(options.kind, list(IMPORTERS))
-        raise InputError(f"import: no kind {options.kind!r}{hint}; known: {', '.join(IMPORTERS)}")
-    convert = IMPORTERS[options.kind]
-    report = convert(options.file, options.output, experts=options.experts, model=options.model)
-    print("\n".join([f"{options.file} -> {options.output}", *report.lines()]))
+    machines = {"nccl-topo": import_nccl, "nvidia-smi": import_smi, "astra-network": import_astra}
+    known = [*IMPORTERS, *machines]
+    if options.kind not in known:
+        hint = did_you_mean(options.kind, known)
+        raise InputError(f"import: no kind {options.kind!r}{hint}; known: {', '.join(known)}")
+    reads_machine = options.kind in machines
+    for flag in ("experts", "model") if reads_machine else ("gpu", "nodes", "nic"):
+        if getattr(options, flag) is not None:
+            raise InputError(f"import {options.kind}: --{flag} does not go with it; leave it out")
+    if reads_machine:
+        nodes = 1 if options.nodes is None else options.nodes
+        if nodes < 1:
+            raise InputError("--nodes 0: at least one host")
+        read = machines[options.kind]
+        lines = read(options.file, options.output, gpu=options.gpu, nodes=nodes, nic=options.nic)
+    else:
+        convert = IMPORTERS[options.kind]
+        report = convert(options.file, options.output, experts=options.experts, model=options.model)
+        lines = report.lines()
+    print("\n".join([f"{options.file} -> {options.output}", *lines]))
 
 
 def routing_stats(options: Namespace) -> None:

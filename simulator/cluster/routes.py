@@ -3,8 +3,8 @@
 A route minimises its path class (NVLink < PCIe switch < root complex < socket link < network),
 then its hops, then how many of them lead through root complexes and sockets (a GPU far away is
 reached from its own NIC, not from a neighbour's); among equals the topology's rule chooses
-(`hashed`: one of them by a checksum of the two names, as ECMP does). GPUs, DRAM and NICs do not forward the traffic of others: a NIC
-passes only between its host and the network.
+(`hashed`: one of them by a checksum of the two names, as ECMP does). GPUs, DRAM and NICs do not
+forward the traffic of others: a NIC passes only between its host and the network.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def route_table(
     Raises InputError, naming both ends, where a pair has no path.
     """
     wanted = list(dict.fromkeys(pairs))
-    planes = [_plane(graph, path_class) for path_class in range(NETWORK + 1)]
+    ends = dict.fromkeys(node for pair in wanted for node in pair)
+    planes = [_plane(graph, path_class, ends) for path_class in range(NETWORK + 1)]
     paths = [_path(graph, planes, source, target) for source, target in wanted]
     links: dict[tuple[str, str], int] = {}
     for path in paths:
@@ -108,12 +109,24 @@ def route_table(
     )
 
 
-def _plane(graph: Graph, path_class: int) -> Graph:
+def unreachable(graph: Graph, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those of `pairs` (source, target) that no path joins, each once."""
+    wanted = list(dict.fromkeys(pairs))
+    plane = _plane(graph, NETWORK, dict.fromkeys(node for pair in wanted for node in pair))
+    reached = {
+        source: nx.descendants(plane, (source, "out")) if (source, "out") in plane else set()
+        for source in dict.fromkeys(source for source, _ in wanted)
+    }
+    return [(a, b) for a, b in wanted if a != b and (b, "in") not in reached[a]]
+
+
+def _plane(graph: Graph, path_class: int, ends: Iterable[str]) -> Graph:
     """The part of the graph that routes up to this class may use, with end points split.
 
     Nodes are (name, side). A node that forwards has one side, ""; GPUs and memories have "out"
     (to start from) and "in" (to end at); a NIC has "host" and "net", joined both ways, so that
-    traffic passes through it only between its host and the network.
+    traffic passes through it only between its host and the network. Of a node that forwards, and is
+    among `ends`, "out" leads to it and it leads to "in".
     """
     plane: Graph = nx.DiGraph()
     for node, data in graph.nodes(data=True):
@@ -131,6 +144,13 @@ def _plane(graph: Graph, path_class: int) -> Graph:
                 (target, _side(graph, target, kind, "in")),
                 through_cpu=edge_class in (ROOT_COMPLEX, SOCKET),
             )
+    for node in ends:
+        kind = graph.nodes[node]["kind"]
+        if kind not in ("gpu", "dram"):
+            for edge_kind in ("pcie", "network") if kind == "nic" else ("",):
+                outward, inward = (_side(graph, node, edge_kind, way) for way in ("out", "in"))
+                plane.add_edge((node, "out"), (node, outward), through_cpu=False)
+                plane.add_edge((node, inward), (node, "in"), through_cpu=False)
     return plane
 
 

@@ -13,12 +13,19 @@ from typing import Any, Literal, TypeVar
 from pydantic import ValidationError
 
 from simulator.errors import InputError
+from simulator.spec.builds import (
+    EthernetBuild,
+    ExplicitBuild,
+    FatTreeBuild,
+    HgxRailBuild,
+    RacksBuild,
+)
 from simulator.spec.choices import FAMILIES, routing_law
 from simulator.spec.document import SET, Document, KeyPath, dotted, parse_value, read_document
 from simulator.spec.faults import faults, key_of, schema_at
 from simulator.spec.find import find, missing, shipped
 from simulator.spec.hf import read_config
-from simulator.spec.schema import ExplicitBuild, HgxRailBuild, Topology, Workload
+from simulator.spec.schema import Topology, Workload
 from simulator.spec.units import did_you_mean
 
 Root = Literal["topology", "workload"]
@@ -107,7 +114,9 @@ def gpu_count(topology: Topology) -> int:
     build = topology.build
     if isinstance(build, ExplicitBuild):
         return sum(node.kind == "gpu" for node in build.nodes)
-    if isinstance(build, HgxRailBuild):
+    if isinstance(build, RacksBuild):
+        return build.racks * build.gpus_per_rack
+    if isinstance(build, HgxRailBuild | FatTreeBuild | EthernetBuild):
         return build.nodes * build.gpus_per_node
     return build.gpus
 

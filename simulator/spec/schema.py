@@ -8,12 +8,22 @@ Quantities are read by ``simulator.spec.units``: text with a unit, never a bare 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, Strict, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from simulator.spec import catalogue
+from simulator.spec.builds import (
+    EthernetBuild,
+    ExplicitBuild,
+    FatTreeBuild,
+    HgxRailBuild,
+    NvlinkMeshBuild,
+    NvlinkPairsBuild,
+    PcieTreeBuild,
+    RacksBuild,
+    SwitchBuild,
+)
 from simulator.spec.fields import (
     Bandwidth,
     Bytes,
@@ -22,7 +32,6 @@ from simulator.spec.fields import (
     ExpertCount,
     Flops,
     FlopsDtype,
-    GpuCount,
     Latency,
     LayerCount,
     NotNegative,
@@ -35,7 +44,6 @@ from simulator.spec.fields import (
     choice,
     refuse,
 )
-from simulator.spec.units import did_you_mean
 
 # --- GPU --------------------------------------------------------------------------------
 
@@ -73,140 +81,17 @@ class Gpu(Spec):
 # --- Topology ---------------------------------------------------------------------------
 
 
-class LinkRate(Spec):
-    """Bandwidth of ONE direction and latency of a link."""
-
-    bandwidth_bytes_per_s: Bandwidth = Field(alias="bandwidth")
-    latency_s: Latency = Field(alias="latency")
-
-
-class Dram(LinkRate):
-    """Host memory: its bus (one direction) and its capacity."""
-
-    capacity_bytes: Bytes = Field(alias="capacity")
-
-
-class SwitchBuild(Spec):
-    """GPUs behind one NVSwitch fabric; GPUs are dealt to the hosts contiguously, each host has a
-    CPU and DRAM.
-    """
-
-    kind: Literal["switch"]
-    gpus: GpuCount
-    hosts: GpuCount = 1
-    nvlink: LinkRate
-    pcie: LinkRate
-    dram: Dram
-
-    @model_validator(mode="after")
-    def _enough_gpus(self) -> SwitchBuild:
-        if self.hosts > self.gpus:
-            refuse("SwitchBuild", [(("hosts",), f"{self.hosts} hosts for {self.gpus} GPUs")])
-        return self
-
-
-class HgxRailBuild(Spec):
-    """HGX nodes (NVSwitch inside, one NIC per GPU on a shared PCIe switch) under a rail-optimised
-    leaf/spine network.
-    """
-
-    kind: Literal["hgx-rail"]
-    nodes: GpuCount
-    gpus_per_node: GpuCount
-    nvlink: LinkRate
-    pcie: LinkRate
-    dram: Dram
-    nic: LinkRate
-    spines: GpuCount
-    oversubscription: Annotated[float, Field(ge=1)] = 1.0
-    ecmp: Literal["hashed"] = "hashed"
-
-
-class NvlinkPairsBuild(Spec):
-    """PCIe GPUs on CPU sockets; an NVLink bridge joins GPU 2i and GPU 2i+1 (an odd last GPU has
-    none).
-    """
-
-    kind: Literal["nvlink-pairs"]
-    gpus: GpuCount
-    sockets: GpuCount
-    bridge: LinkRate
-    pcie: LinkRate
-    socket_link: LinkRate
-    dram: Dram
-
-    @model_validator(mode="after")
-    def _enough_gpus(self) -> NvlinkPairsBuild:
-        if self.sockets > self.gpus:
-            refuse(
-                "NvlinkPairsBuild",
-                [(("sockets",), f"{self.sockets} sockets for {self.gpus} GPUs")],
-            )
-        return self
-
-
-class Node(Spec):
-    """A node of an explicit graph. ``host`` groups GPUs with the CPU and DRAM of their machine."""
-
-    name: Annotated[str, Field(min_length=1)]
-    kind: Literal["gpu", "nvswitch", "pcie", "cpu", "dram", "nic", "leaf", "spine"]
-    host: NotNegative | None = None
-    capacity_bytes: Bytes | None = Field(default=None, alias="capacity")
-
-    @model_validator(mode="after")
-    def _capacity_is_dram(self) -> Node:
-        if self.capacity_bytes is not None and self.kind != "dram":
-            refuse("Node", [(("capacity",), f"only a dram node has one, not a {self.kind} node")])
-        return self
-
-
-class Link(LinkRate):
-    """One direction of a link of an explicit graph, or both when ``both`` is true."""
-
-    source: str = Field(alias="from")
-    target: str = Field(alias="to")
-    kind: Literal["nvlink", "pcie", "membus", "socket", "network"] | None = None
-    both: bool = False
-
-
-class ExplicitBuild(Spec):
-    """Nodes and links, one by one."""
-
-    kind: Literal["explicit"]
-    nodes: Annotated[tuple[Node, ...], Strict(False)]
-    links: Annotated[tuple[Link, ...], Strict(False)] = ()
-
-    @model_validator(mode="after")
-    def _graph_is_whole(self) -> ExplicitBuild:
-        refuse("ExplicitBuild", self._faults())
-        return self
-
-    def _faults(self) -> Iterable[tuple[tuple[str | int, ...], str]]:
-        first: dict[str, int] = {}
-        for index, node in enumerate(self.nodes):
-            if first.setdefault(node.name, index) != index:
-                yield ("nodes", index, "name"), f"a second node named {node.name!r}"
-        if not any(node.kind == "gpu" for node in self.nodes):
-            yield ("nodes",), "no node of kind gpu"
-        seen: set[tuple[str, str]] = set()
-        for index, link in enumerate(self.links):
-            for key, end in (("from", link.source), ("to", link.target)):
-                if end not in first:
-                    hint = did_you_mean(end, list(first))
-                    yield ("links", index, key), f"no node is named {end!r}{hint}"
-            if link.source == link.target:
-                yield ("links", index, "to"), f"{link.target!r} is linked to itself"
-                continue
-            ends = [(link.source, link.target)]
-            if link.both:
-                ends.append((link.target, link.source))
-            for a, b in ends:
-                if (a, b) in seen:
-                    yield ("links", index), f"a second link from {a!r} to {b!r}"
-                seen.add((a, b))
-
-
-Build = SwitchBuild | HgxRailBuild | NvlinkPairsBuild | ExplicitBuild
+Build = (
+    SwitchBuild
+    | HgxRailBuild
+    | FatTreeBuild
+    | RacksBuild
+    | NvlinkPairsBuild
+    | NvlinkMeshBuild
+    | PcieTreeBuild
+    | EthernetBuild
+    | ExplicitBuild
+)
 
 
 class Topology(Spec):

@@ -123,14 +123,15 @@ def test_the_files_themselves_are_right():
         (
             "kind: switch",
             "kind: swich",
-            "t.yaml:4:9: build.kind: 'swich' is not one of switch, hgx-rail, nvlink-pairs, "
-            "explicit (did you mean 'switch'?)",
+            "t.yaml:4:9: build.kind: 'swich' is not one of switch, hgx-rail, fat-tree, "
+            "racks, nvlink-pairs, nvlink-mesh, pcie-tree, ethernet, explicit "
+            "(did you mean 'switch'?)",
         ),
         (
             "  kind: switch\n",
             "",
-            "t.yaml:4:3: build: 'kind' is required: one of switch, hgx-rail, nvlink-pairs, "
-            "explicit",
+            "t.yaml:4:3: build: 'kind' is required: one of switch, hgx-rail, fat-tree, "
+            "racks, nvlink-pairs, nvlink-mesh, pcie-tree, ethernet, explicit",
         ),
         ("gpus: 4", "gpus: 0", "t.yaml:5:9: build.gpus: must be >= 1, not 0"),
         ("gpus: 4", "gpus: 4.5", "t.yaml:5:9: build.gpus: must be a whole number, not 4.5"),
@@ -275,8 +276,7 @@ def test_a_graph_without_gpus():
         ("name: w", "name: w\noverlap: chunked:2.5", "w.yaml:2:10: overlap: 'chunked:2.5': "
          "'2.5' is not a whole number from 1 to 1024; write for example 'chunked:4'"),
         ("name: w", "name: w\noverlap: two-batches", "w.yaml:2:10: overlap: 'two-batches' is "
-         "not a known overlap (did you mean 'two-batch'?); known: none, two-batch, chunked:4, "
-         "or package.module:function"),
+         "not a known overlap (did you mean 'two-batch'?); known: none, two-batch, chunked:4"),
         ("name: w", "name: w\nprefetch: oracel", "w.yaml:2:11: prefetch: 'oracel' is not a "
          "known prefetch (did you mean 'oracle'?); known: none, learned, oracle, synthetic:0.8, "
          "or package.module:function"),
@@ -293,7 +293,9 @@ def test_a_graph_without_gpus():
         ("name: w", "name: w\ntransport: {dispatch_bytes_per_element: .inf}", "w.yaml:2:41: "
          "transport.dispatch_bytes_per_element: must be a finite number, not inf"),
         ("name: w", "name: w\ntransport: {name: ncl}", "w.yaml:2:19: transport.name: 'ncl' is "
-         "not a known transport (did you mean 'nccl'?); known: nccl, or package.module:function"),
+         "not a known transport (did you mean 'nccl'?); known: nccl"),
+        ("name: w", "name: w\noverlap: my.module:mine", "w.yaml:2:10: overlap: 'my.module:mine' is "
+         "not a known overlap; known: none, two-batch, chunked:4"),
     ],
 )  # fmt: skip
 def test_a_workload(old, new, message):
@@ -310,9 +312,9 @@ def test_a_model_of_dense_layers_only():
 
 def test_own_functions_are_accepted_by_name():
     text = WORK.replace("source: uniform", "source: my.laws:mine")
-    Path("w.yaml").write_text(f"{text}overlap: pkg.mod:fn\nprefetch: mod:fn\neviction: a.b.c:d\n")
+    Path("w.yaml").write_text(f"{text}prefetch: mod:fn\neviction: a.b.c:d\n")
     work = load_workload("w.yaml")
-    assert (work.overlap, work.prefetch, work.eviction) == ("pkg.mod:fn", "mod:fn", "a.b.c:d")
+    assert (work.prefetch, work.eviction) == ("mod:fn", "a.b.c:d")
 
 
 def test_all_faults_of_both_files_come_at_once():
