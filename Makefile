@@ -1,10 +1,11 @@
-# Everything is done inside .venv, which is made on first use. Nothing else on the machine changes.
+# Everything is done inside .venv, which is made on first use. Nothing else on the machine changes,
+# but that `make test` as root on Debian installs SimGrid, with which the network is compared.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help run test bench lint format wheel clean distclean
+.PHONY: help run test bench lint format wheel clean distclean simgrid
 
 help:
 	@echo "make run        set up, then simulate the main job (nvswitch16, moe128)"
@@ -19,7 +20,7 @@ help:
 run: $(VENV)/.installed
 	@$(BIN)/python -m simulator --topology nvswitch16 --workload moe128
 
-test: lint
+test: lint simgrid
 	@$(BIN)/python -m pytest
 
 bench: $(VENV)/.installed
@@ -29,6 +30,17 @@ lint: $(VENV)/.installed-test
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+# No stamp: a kept .venv may be used on a machine without it. SIMGRID= skips the set-up.
+SIMGRID := libsimgrid-dev g++
+simgrid:
+	@if [ -f /usr/include/simgrid/s4u.hpp ] && command -v g++ >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ -n "$(SIMGRID)" ]; then \
+	  echo "set-up: installing $(SIMGRID), with which the network is compared" >&2; \
+	  { apt-get -qq -o Acquire::Retries=1 update && DEBIAN_FRONTEND=noninteractive apt-get -qq \
+	    install -y --no-install-recommends $(SIMGRID); } >/dev/null 2>&1 || \
+	  echo "set-up: $(SIMGRID) could not be installed; the tests against SimGrid will say so" >&2; \
+	else echo "set-up: no SimGrid here; the tests against it are left out" >&2; fi
 
 format: $(VENV)/.installed-test
 	@$(BIN)/ruff check --fix .
