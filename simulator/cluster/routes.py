@@ -185,7 +185,8 @@ def _limiting(
     """Which links can limit any route, bool [links]; exact, whatever the traffic.
 
     A link whose routes all go on to (or come from) links that together carry no more than it
-    does can never be the one that is full. The links that vouch for it are then kept.
+    does can never be the one that is full. If such a link is itself dropped, those that vouch for
+    it stand in its place; no link vouches for itself.
     """
     after: list[set[int]] = [set() for _ in bandwidth]
     before: list[set[int]] = [set() for _ in bandwidth]
@@ -193,16 +194,27 @@ def _limiting(
         for i, link in enumerate(route.tolist()):
             after[link].add(int(route[i + 1]) if i + 1 < route.size else -1)
             before[link].add(int(route[i - 1]) if i > 0 else -1)
-    limiting = np.ones(bandwidth.size, dtype=np.bool_)
-    vouching: set[int] = set()
+    vouchers: dict[int, set[int]] = {}
     for link in range(bandwidth.size):
-        if link in vouching:
-            continue
-        for others in (after[link], before[link]):
-            if -1 in others or not limiting[list(others)].all():
-                continue
-            if bandwidth[list(others)].sum() <= bandwidth[link]:
-                limiting[link] = False
-                vouching |= others
-                break
+        sets = [_resolved(others, vouchers) for others in (after[link], before[link])]
+        sets = [found for found in sets if found.isdisjoint((-1, link))]
+        if sets:
+            least = min(sets, key=lambda found: float(bandwidth[sorted(found)].sum()))
+            if bandwidth[sorted(least)].sum() <= bandwidth[link]:
+                vouchers[link] = least
+    limiting = np.ones(bandwidth.size, dtype=np.bool_)
+    limiting[list(vouchers)] = False
     return limiting
+
+
+def _resolved(links: set[int], vouchers: dict[int, set[int]]) -> set[int]:
+    """The links, each that is dropped replaced by those that vouch for it."""
+    found: set[int] = set()
+    ahead = list(links)
+    while ahead:
+        link = ahead.pop()
+        if link in vouchers:
+            ahead += vouchers[link]
+        else:
+            found.add(link)
+    return found

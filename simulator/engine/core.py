@@ -9,8 +9,8 @@ of a send's transfer for the operation that receives it.
 
 *Flows.* A transfer waits its path's latency, then moves its bytes at the rate that max-min
 fairness gives it among the transfers sharing each link (progressive filling: Bertsekas & Gallager,
-Data Networks, 2nd ed., section 6.5.2). All that changes at one instant is one solve, and only the
-transfers that shared links connect to a change are solved again.
+Data Networks, 2nd ed., section 6.5.2). All that changes at one instant is one solve, which
+begins at the first round that the change can reach.
 
 The core moves on its own until an operation ends of which the outside wants to hear, or to the
 next event outside. Its state lies in three buffers, so that a call passes few arrays; `views`
@@ -25,17 +25,24 @@ gives them names and shapes, as the tuple `Net`:
     stream_i int32  [streams, 3] running operation, last queued, 1 = tell when it falls idle
     send_ptr, send_i  int32 [rows + 1], [sends, 2]        send table: target GPU, route
     send_f  float64 [sends]      bytes
-    flow_f  float64 [flows, 3]   bytes left, rate (B/s), time to which `bytes left` refers (s)
-    flow_i  int32   [flows, 6]   route, operation, receiver, place in `active`, mark, source GPU
-    finish  float64 [flows]      when it ends at the present rate (s), by place in `active`
-    hops    int32   [flows * HOPS, 2]   next and previous flow-hop on the same link
-    link_f  float64 [links, 2]   capacity (B/s), capacity left in the present solve
-    link_i  int32   [links, 3]   first flow-hop, unfrozen flows in the present solve, mark
+    flow_f  float64 [flows, 4]   bytes left, rate (B/s), time to which `bytes left` refers (s), when
+                                 it ends at the present rate (s)
+    flow_i  int32   [flows, 4]   route, operation, receiver, source GPU
+    way     int32   [flows * WAY]  the round that froze it, number of links, then link and place in
+                                 `line` of each
+    line    int32   [places]     flows on each link, as places in `way`: the frozen, in the order in
+                                 which they froze, then those that are not
+    spare   float64 [places]     the link's capacity left before the flow in that place froze
+    link_f  float64 [links, 2]   capacity; share of the link at this place of `by_share`
+    link_i  int32   [links, 5]   first place, end, frozen end, place in `used`, 1 = in `fresh`
+    round_f float64 [links, 2]   rounds of the last solve: rate (B/s), when the first flow ends (s)
+    round_i int32   [links, 2]   link, first place of the flows frozen on it
+    by_share int32  [links]      heap of links by the share of each flow left on them
+    used, fresh int32 [links]    links with flows on them; with flows that came since the last solve
     route_i int32   [routes, 1 + HOPS]  number of links, links
     route_f float64 [routes]     latency (s)
     heap_f, heap_i  float64, int32 [events, 3]  times; kind, item and number of what will happen
-    active, free    int32 [flows]   flows on the wire; unused rows
-    dirty   int32   [links]      links whose flows changed since the last solve
+    gone, free int32 [flows]     flows that end now; unused rows
     work    int32   [WORK, 3]    what is still to do in this instant: action, operation, cause
     ended   int32   [ops + streams]  out: operations that ended, or -1 - stream that fell idle
     clock   float64 [2]          present; next event (inf: none)
@@ -64,17 +71,21 @@ READY, START, END, DURATION, DELAY = 0, 1, 2, 3, 4
 KIND, STREAM, WAITS, NEXT, ROW, RECEIVER, LEFT, CAUSE, TELL = 0, 1, 2, 3, 4, 5, 6, 7, 8
 TIMED, SEND, FETCH = 0, 1, 2
 RUNNING, LAST, TELL_IDLE = 0, 1, 2
-BYTES, RATE, SINCE = 0, 1, 2
-F_ROUTE, F_OP, F_RECEIVER, F_PLACE, F_MARK, F_SOURCE = 0, 1, 2, 3, 4, 5
-CAPACITY, SPARE = 0, 1
-L_HEAD, L_COUNT, L_MARK = 0, 1, 2
+BYTES, RATE, SINCE, ENDS = 0, 1, 2, 3
+F_ROUTE, F_OP, F_RECEIVER, F_SOURCE = 0, 1, 2, 3
+ROUND, HOPS_OF, FIRST_HOP = 0, 1, 2
+WAY = FIRST_HOP + 2 * HOPS  # of a flow: the round that froze it, its hops, link and place of each
+CAPACITY, SHARE = 0, 1  # SHARE: by place in `by_share`
+L_FIRST, L_END, L_FROZEN, L_USED, L_NEW = 0, 1, 2, 3, 4
+R_SHARE, R_ENDS = 0, 1
+R_LINK, R_FROM = 0, 1
 
 # counts: sizes of the tables, then the core's own integers
-OPS, LAID, EDGES, MORE, STREAMS, ROWS, SENDS, FLOWS, LINKS, ROUTES, EVENTS, WORK = range(12)
-SIZES = 12
-N_ACTIVE, N_HEAP, N_MARK, N_DIRTY, N_FREE, N_SEQUENCE, N_ENDED, N_MORE, N_WORK = range(12, 21)
-N_SOLVES, N_RATES = 21, 22
-COUNTS = 23
+OPS, LAID, EDGES, MORE, STREAMS, ROWS, SENDS, FLOWS, LINKS, ROUTES, EVENTS, WORK, PLACES = range(13)
+SIZES = 13
+N_USED, N_HEAP, N_ROUNDS, N_NEW, N_FREE, N_SEQUENCE, N_ENDED, N_MORE, N_WORK = range(13, 22)
+N_SOLVES, N_RATES, N_CHANGED = 22, 23, 24
+COUNTS = 25
 
 # Actions on an operation, and kinds of event: one thing less to wait for; queue it on its stream;
 # start it; it has ended; its transfers, or one of them, go on the wire.
@@ -98,17 +109,22 @@ class Net(NamedTuple):
     send_f: Floats
     flow_f: Floats
     flow_i: Ints
-    finish: Floats
-    hops: Ints
+    way: Ints
+    line: Ints
+    spare: Floats
     link_f: Floats
     link_i: Ints
+    round_f: Floats
+    round_i: Ints
+    by_share: Ints
+    used: Ints
+    fresh: Ints
     route_i: Ints
     route_f: Floats
     heap_f: Floats
     heap_i: Ints
-    active: Ints
+    gone: Ints
     free: Ints
-    dirty: Ints
     work: Ints
     ended: Ints
     clock: Floats
@@ -116,12 +132,12 @@ class Net(NamedTuple):
 
 
 def buffers(sizes: list[int]) -> tuple[Floats, Ints, Longs]:
-    """Zeroed buffers for tables of these sizes (in the order OPS, LAID, ..., WORK)."""
-    ops, laid, edges, more, streams, rows, sends, flows, links, routes, events, work = sizes
-    floats = np.zeros(5 * ops + sends + 4 * flows + 2 * links + routes + events + 2)
+    """Zeroed buffers for tables of these sizes (in the order OPS, LAID, ..., PLACES)."""
+    ops, laid, edges, more, streams, rows, sends, flows, links, routes, events, work, places = sizes
+    floats = np.zeros(5 * ops + sends + 4 * flows + places + 4 * links + routes + events + 2)
     ints = np.zeros(
         11 * ops + laid + 1 + edges + 2 * more + 4 * streams + rows + 1 + 2 * sends
-        + (8 + 2 * HOPS) * flows + 4 * links + (1 + HOPS) * routes + 3 * events
+        + (6 + WAY) * flows + places + 10 * links + (1 + HOPS) * routes + 3 * events
         + 3 * work,
         dtype=np.int32,
     )  # fmt: skip
@@ -135,13 +151,15 @@ def views(floats: Floats, ints: Ints, counts: Longs) -> Net:
     ops, laid, edges, more = counts[OPS], counts[LAID], counts[EDGES], counts[MORE]
     streams, rows, sends, flows = counts[STREAMS], counts[ROWS], counts[SENDS], counts[FLOWS]
     links, routes, events, work = counts[LINKS], counts[ROUTES], counts[EVENTS], counts[WORK]
+    places = counts[PLACES]
     f1 = 5 * ops
     f2 = f1 + sends
-    f3 = f2 + 3 * flows
-    f4 = f3 + flows
+    f3 = f2 + 4 * flows
+    f4 = f3 + places
     f5 = f4 + 2 * links
-    f6 = f5 + routes
-    f7 = f6 + events
+    f6 = f5 + 2 * links
+    f7 = f6 + routes
+    f8 = f7 + events
     i1 = 9 * ops
     i2 = i1 + laid + 1
     i3 = i2 + edges
@@ -150,15 +168,19 @@ def views(floats: Floats, ints: Ints, counts: Longs) -> Net:
     i6 = i5 + 3 * streams
     i7 = i6 + rows + 1
     i8 = i7 + 2 * sends
-    i9 = i8 + 6 * flows
-    i10 = i9 + 2 * HOPS * flows
-    i11 = i10 + 3 * links
-    i12 = i11 + (1 + HOPS) * routes
-    i13 = i12 + 3 * events
-    i14 = i13 + flows
-    i15 = i14 + flows
+    i9 = i8 + 4 * flows
+    i10 = i9 + WAY * flows
+    i11 = i10 + places
+    i12 = i11 + 5 * links
+    i13 = i12 + 2 * links
+    i14 = i13 + links
+    i15 = i14 + links
     i16 = i15 + links
-    i17 = i16 + 3 * work
+    i17 = i16 + (1 + HOPS) * routes
+    i18 = i17 + 3 * events
+    i19 = i18 + flows
+    i20 = i19 + flows
+    i21 = i20 + 3 * work
     return Net(
         op_f=floats[:f1].reshape(ops, 5),
         op_i=ints[:i1].reshape(ops, 9),
@@ -170,24 +192,49 @@ def views(floats: Floats, ints: Ints, counts: Longs) -> Net:
         send_ptr=ints[i6:i7],
         send_i=ints[i7:i8].reshape(sends, 2),
         send_f=floats[f1:f2],
-        flow_f=floats[f2:f3].reshape(flows, 3),
-        flow_i=ints[i8:i9].reshape(flows, 6),
-        finish=floats[f3:f4],
-        hops=ints[i9:i10].reshape(flows * HOPS, 2),
+        flow_f=floats[f2:f3].reshape(flows, 4),
+        flow_i=ints[i8:i9].reshape(flows, 4),
+        way=ints[i9:i10],
+        line=ints[i10:i11],
+        spare=floats[f3:f4],
         link_f=floats[f4:f5].reshape(links, 2),
-        link_i=ints[i10:i11].reshape(links, 3),
-        route_i=ints[i11:i12].reshape(routes, 1 + HOPS),
-        route_f=floats[f5:f6],
-        heap_f=floats[f6:f7],
-        heap_i=ints[i12:i13].reshape(events, 3),
-        active=ints[i13:i14],
-        free=ints[i14:i15],
-        dirty=ints[i15:i16],
-        work=ints[i16:i17].reshape(work, 3),
-        ended=ints[i17 : i17 + ops + streams],
-        clock=floats[f7 : f7 + 2],
+        link_i=ints[i11:i12].reshape(links, 5),
+        round_f=floats[f5:f6].reshape(links, 2),
+        round_i=ints[i12:i13].reshape(links, 2),
+        by_share=ints[i13:i14],
+        used=ints[i14:i15],
+        fresh=ints[i15:i16],
+        route_i=ints[i16:i17].reshape(routes, 1 + HOPS),
+        route_f=floats[f6:f7],
+        heap_f=floats[f7:f8],
+        heap_i=ints[i17:i18].reshape(events, 3),
+        gone=ints[i18:i19],
+        free=ints[i19:i20],
+        work=ints[i20:i21].reshape(work, 3),
+        ended=ints[i21 : i21 + ops + streams],
+        clock=floats[f8 : f8 + 2],
         counts=counts,
     )
+
+
+def flows_on_links(binding: Ints, flows: NDArray[np.int64], links: int) -> NDArray[np.int64]:
+    """Flows per link int64 [links], from those per route int64 [routes]."""
+    found = np.zeros(links, dtype=np.int64)
+    for row, number in zip(binding, flows.tolist(), strict=True):
+        found[row[1 : 1 + row[0]]] += number
+    return found
+
+
+def connect(net: Net, capacity: Floats, flows: NDArray[np.int64]) -> None:
+    """Set the links: capacity (B/s) and most flows at once, float64 and int64 [links].
+
+    PLACES is their sum plus one for each link.
+    """
+    net.link_f[:, CAPACITY] = capacity
+    net.link_i[:, L_FIRST] = np.cumsum(flows + 1) - (flows + 1)
+    net.link_i[:, L_END] = net.link_i[:, L_FIRST]
+    net.link_i[:, L_FROZEN] = net.link_i[:, L_FIRST]
+    net.spare[net.link_i[:, L_FIRST]] = capacity
 
 
 _views = inlined(views)  # for the functions below; Python calls the plain one
@@ -260,172 +307,233 @@ def _pop(net: Net) -> tuple[int, int]:
 
 
 @inlined
-def _touch(net: Net, link: int) -> None:
-    """Note that a flow came to or left this link, so that its part of the network is re-solved."""
-    link_i = net.link_i
-    dirty = net.dirty
-    counts = net.counts
-    if link_i[link, L_MARK] >= 0:
-        link_i[link, L_MARK] = -1
-        dirty[counts[N_DIRTY]] = link
-        counts[N_DIRTY] += 1
-
-
-@inlined
 def _enter(net: Net, flow: int, now: float) -> None:
     """Put a flow on its links; its rate comes with the next solve."""
     flow_f = net.flow_f
-    flow_i = net.flow_i
-    finish = net.finish
-    hops = net.hops
+    way = net.way
+    line = net.line
     link_i = net.link_i
     route_i = net.route_i
-    active = net.active
+    used = net.used
+    fresh = net.fresh
     counts = net.counts
-    route = flow_i[flow, F_ROUTE]
-    place = counts[N_ACTIVE]
-    counts[N_ACTIVE] += 1
-    active[place] = flow
-    flow_i[flow, F_PLACE] = place
+    route = net.flow_i[flow, F_ROUTE]
     flow_f[flow, RATE] = 0.0
     flow_f[flow, SINCE] = now
-    finish[place] = np.inf
+    flow_f[flow, ENDS] = np.inf
+    row = flow * WAY
+    way[row + ROUND] = counts[LINKS]
+    way[row + HOPS_OF] = route_i[route, 0]
+    counts[N_CHANGED] = 1
     for h in range(route_i[route, 0]):
         link = route_i[route, 1 + h]
-        hop = flow * HOPS + h
-        head = link_i[link, L_HEAD]
-        hops[hop, 0] = head
-        hops[hop, 1] = -1
-        if head >= 0:
-            hops[head, 1] = hop
-        link_i[link, L_HEAD] = hop
-        _touch(net, link)
+        at = link_i[link, L_END]
+        if at == link_i[link, L_FIRST]:
+            used[counts[N_USED]] = link
+            link_i[link, L_USED] = counts[N_USED]
+            counts[N_USED] += 1
+        hop = row + FIRST_HOP + 2 * h
+        way[hop] = link
+        way[hop + 1] = at
+        line[at] = hop
+        link_i[link, L_END] = at + 1
+        if link_i[link, L_NEW] == 0:
+            link_i[link, L_NEW] = 1
+            fresh[counts[N_NEW]] = link
+            counts[N_NEW] += 1
+
+
+@inlined
+def _thaw(net: Net, first: int) -> None:
+    """Undo the rounds of the solve from `first` on, last round first."""
+    way = net.way
+    line = net.line
+    link_i = net.link_i
+    round_i = net.round_i
+    counts = net.counts
+    while counts[N_ROUNDS] > first:
+        counts[N_ROUNDS] -= 1
+        r = counts[N_ROUNDS]
+        for at in range(round_i[r, R_FROM], link_i[round_i[r, R_LINK], L_FROZEN]):
+            row = np.uint64(np.uint64(line[at]) // np.uint64(WAY) * np.uint64(WAY))
+            hop = np.uint64(row + np.uint64(FIRST_HOP))
+            beyond = np.uint64(hop + np.uint64(2 * way[row + np.uint64(HOPS_OF)]))
+            while hop < beyond:  # its own link is among them
+                link_i[np.uint64(way[hop]), L_FROZEN] -= 1
+                hop = np.uint64(hop + np.uint64(2))
 
 
 @inlined
 def _leave(net: Net, flow: int) -> None:
-    flow_i = net.flow_i
-    finish = net.finish
-    hops = net.hops
+    """Take a flow off its links. The rounds before the one that froze it stay as they are: in these
+    its links had more to give to each than the tightest.
+    """
+    way = net.way
+    line = net.line
     link_i = net.link_i
-    route_i = net.route_i
-    active = net.active
+    used = net.used
     free = net.free
     counts = net.counts
-    route = flow_i[flow, F_ROUTE]
-    for h in range(route_i[route, 0]):
-        link = route_i[route, 1 + h]
-        hop = flow * HOPS + h
-        after = hops[hop, 0]
-        before = hops[hop, 1]
-        if before >= 0:
-            hops[before, 0] = after
-        else:
-            link_i[link, L_HEAD] = after
-        if after >= 0:
-            hops[after, 1] = before
-        _touch(net, link)
-    place = flow_i[flow, F_PLACE]
-    last = counts[N_ACTIVE] - 1
-    counts[N_ACTIVE] = last
-    moved = active[last]
-    active[place] = moved
-    finish[place] = finish[last]
-    flow_i[moved, F_PLACE] = place
+    counts[N_CHANGED] = 1
+    row = flow * WAY
+    _thaw(net, way[row + ROUND])
+    for h in range(way[row + HOPS_OF]):
+        hop = row + FIRST_HOP + 2 * h
+        link = way[hop]
+        end = link_i[link, L_END] - 1
+        link_i[link, L_END] = end
+        at = way[hop + 1]
+        moved = line[end]
+        line[at] = moved
+        way[moved + 1] = at
+        if end == link_i[link, L_FIRST]:
+            counts[N_USED] -= 1
+            last = used[counts[N_USED]]
+            used[link_i[link, L_USED]] = last
+            link_i[last, L_USED] = link_i[link, L_USED]
     free[counts[N_FREE]] = flow
     counts[N_FREE] += 1
 
 
 @inlined
-def _solve(net: Net, now: float) -> None:
-    """Max-min rates of the part of the network that the dirty links reach, by progressive filling.
+def _first_changed(net: Net, link: int) -> int:
+    """The first round that flows new on this link change: the link has less for each than it."""
+    way = net.way
+    line = net.line
+    spare = net.spare
+    link_i = net.link_i
+    round_f = net.round_f
+    round_i = net.round_i
+    end = link_i[link, L_END]
+    frozen = link_i[link, L_FROZEN]
+    r = 0
+    for at in range(link_i[link, L_FIRST], frozen + 1):
+        share = spare[at] / (end - at) if end > at else np.inf
+        last = net.counts[N_ROUNDS] - 1
+        if at < frozen:
+            last = way[line[at] // WAY * WAY + ROUND]
+        while r <= last:
+            if round_f[r, R_SHARE] > share or round_i[r, R_LINK] == link:
+                return r
+            r += 1
+    return r
 
-    `dirty` grows from the changed links into all links of the part.
+
+@inlined
+def _sink(net: Net, i: int, n: int, link: int, share: float) -> None:
+    """Put a link into the heap `by_share` of n links, at place i or below."""
+    by_share = net.by_share
+    link_f = net.link_f
+    while True:
+        child = 2 * i + 1
+        if child >= n:
+            break
+        if child + 1 < n and link_f[child + 1, SHARE] < link_f[child, SHARE]:
+            child += 1
+        if link_f[child, SHARE] >= share:
+            break
+        by_share[i] = by_share[child]
+        link_f[i, SHARE] = link_f[child, SHARE]
+        i = child
+    by_share[i] = link
+    link_f[i, SHARE] = share
+
+
+# Places are unsigned where it counts: numba need not look whether they count from the end.
+@inlined
+def _solve(net: Net, now: float) -> None:
+    """Max-min rates by progressive filling, from the first round that may have changed on.
+
+    A round freezes the flows left on the link that has least for each. A link's flows stand in
+    `line` in the order in which they froze, with the link's capacity left before each in `spare`;
+    so a round is undone by moving back the end of the frozen ones.
     """
     flow_f = net.flow_f
-    flow_i = net.flow_i
-    finish = net.finish
-    hops = net.hops
+    way = net.way
+    line = net.line
+    spare = net.spare
     link_f = net.link_f
     link_i = net.link_i
-    route_i = net.route_i
-    dirty = net.dirty
+    round_f = net.round_f
+    round_i = net.round_i
+    by_share = net.by_share
+    used = net.used
+    fresh = net.fresh
     counts = net.counts
-    counts[N_MARK] += 1
-    mark = counts[N_MARK]
-    links = counts[N_DIRTY]
-    flows = 0
-    for i in range(links):
-        link_i[dirty[i], L_MARK] = mark
-    i = 0
-    while i < links:  # breadth first over links and the flows on them
-        link = dirty[i]
-        i += 1
-        n = 0
-        hop = link_i[link, L_HEAD]
-        while hop >= 0:
-            n += 1
-            flow = hop // HOPS
-            if flow_i[flow, F_MARK] != mark:
-                flow_i[flow, F_MARK] = mark
-                flows += 1
-                route = flow_i[flow, F_ROUTE]
-                for h in range(route_i[route, 0]):
-                    other = route_i[route, 1 + h]
-                    if link_i[other, L_MARK] != mark:
-                        link_i[other, L_MARK] = mark
-                        dirty[links] = other
-                        links += 1
-            hop = hops[hop, 0]
-        link_i[link, L_COUNT] = n
-        link_f[link, SPARE] = link_f[link, CAPACITY]
-    counts[N_DIRTY] = 0
+    for i in range(counts[N_NEW]):
+        link_i[fresh[i], L_NEW] = 0
+        _thaw(net, _first_changed(net, fresh[i]))
+    counts[N_NEW] = 0
+    counts[N_CHANGED] = 0
     counts[N_SOLVES] += 1
-    counts[N_RATES] += flows
     live = 0
-    for i in range(links):
-        if link_i[dirty[i], L_COUNT] > 0:
-            dirty[live] = dirty[i]
+    for i in range(counts[N_USED]):
+        link = used[i]
+        k = link_i[link, L_FROZEN]
+        n = link_i[link, L_END] - k
+        if n > 0:
+            link_f[live, SHARE] = spare[k] / n
+            by_share[live] = link
             live += 1
-    left = flows
-    while left > 0:
-        share = np.inf
-        tightest = -1
-        i = 0
-        while i < live:
-            link = dirty[i]
-            n = link_i[link, L_COUNT]
-            if n == 0:
-                live -= 1
-                dirty[i] = dirty[live]
+    for i in range(live // 2 - 1, -1, -1):
+        _sink(net, i, live, by_share[i], link_f[i, SHARE])
+    r = counts[N_ROUNDS]
+    while live > 0:
+        link = by_share[0]
+        k = link_i[link, L_FROZEN]
+        end = link_i[link, L_END]
+        share = link_f[0, SHARE]
+        if end > k:
+            now_share = spare[k] / (end - k)
+            if now_share > share:  # shares only rise: look again when it is the least
+                _sink(net, 0, live, link, now_share)
                 continue
-            s = link_f[link, SPARE] / n
-            if s < share:
-                share = s
-                tightest = link
-            i += 1
-        if share < 0.0:
-            share = 0.0
-        hop = link_i[tightest, L_HEAD]
-        while hop >= 0:
-            flow = hop // HOPS
-            if flow_i[flow, F_MARK] == mark:
-                flow_i[flow, F_MARK] = -mark  # frozen
-                left -= 1
-                route = flow_i[flow, F_ROUTE]
-                for h in range(route_i[route, 0]):
-                    other = route_i[route, 1 + h]
-                    link_f[other, SPARE] -= share
-                    link_i[other, L_COUNT] -= 1
-                if flow_f[flow, RATE] != share:
-                    flow_f[flow, BYTES] -= flow_f[flow, RATE] * (now - flow_f[flow, SINCE])
-                    flow_f[flow, SINCE] = now
-                    flow_f[flow, RATE] = share
-                    if flow_f[flow, BYTES] <= 0.0:
-                        finish[flow_i[flow, F_PLACE]] = now
-                    else:
-                        finish[flow_i[flow, F_PLACE]] = now + flow_f[flow, BYTES] / share
-            hop = hops[hop, 0]
+        live -= 1
+        if live > 0:
+            _sink(net, 0, live, by_share[live], link_f[live, SHARE])
+        if end == k:
+            continue
+        share = max(share, 0.0)
+        slowness = 1.0 / share if share > 0.0 else np.inf
+        ends = np.inf
+        for at in range(k, end):
+            first = np.uint64(line[at])
+            flow = np.uint64(first // np.uint64(WAY))
+            row = np.uint64(flow * np.uint64(WAY))
+            way[row] = r
+            hop = np.uint64(row + np.uint64(FIRST_HOP))
+            beyond = np.uint64(hop + np.uint64(2 * way[row + np.uint64(HOPS_OF)]))
+            while hop < beyond:
+                other = way[hop]
+                if other != link:
+                    o = np.uint64(other)
+                    to = np.uint64(link_i[o, L_FROZEN])
+                    was = np.uint64(way[hop + np.uint64(1)])
+                    if was != to:
+                        moved = np.uint64(line[to])
+                        line[was] = moved
+                        way[moved + np.uint64(1)] = was
+                        line[to] = hop
+                        way[hop + np.uint64(1)] = to
+                    spare[to + np.uint64(1)] = spare[to] - share
+                    link_i[o, L_FROZEN] = to + np.uint64(1)
+                hop = np.uint64(hop + np.uint64(2))
+            if flow_f[flow, RATE] != share:
+                left = flow_f[flow, BYTES] - flow_f[flow, RATE] * (now - flow_f[flow, SINCE])
+                flow_f[flow, BYTES] = left
+                flow_f[flow, SINCE] = now
+                flow_f[flow, RATE] = share
+                flow_f[flow, ENDS] = now + left * slowness if left > 0.0 else now
+            if flow_f[flow, ENDS] < ends:
+                ends = flow_f[flow, ENDS]
+        link_i[link, L_FROZEN] = end
+        counts[N_RATES] += end - k
+        round_i[r, R_LINK] = link
+        round_i[r, R_FROM] = k
+        round_f[r, R_SHARE] = share
+        round_f[r, R_ENDS] = ends
+        r += 1
+    counts[N_ROUNDS] = r
 
 
 @inlined
@@ -440,7 +548,6 @@ def _lay(net: Net, op: int, route: int, size: float, receiver: int, source: int)
     flow_i[flow, F_ROUTE] = route
     flow_i[flow, F_OP] = op
     flow_i[flow, F_RECEIVER] = receiver
-    flow_i[flow, F_MARK] = 0
     flow_i[flow, F_SOURCE] = source
     return flow
 
@@ -649,31 +756,40 @@ def advance(floats: Floats, ints: Ints, counts: Longs, limit: float) -> int:
     op_i = net.op_i
     send_ptr = net.send_ptr
     flow_i = net.flow_i
-    finish = net.finish
+    flow_f = net.flow_f
+    line = net.line
+    link_i = net.link_i
+    round_f = net.round_f
+    round_i = net.round_i
+    gone = net.gone
     heap_f = net.heap_f
-    active = net.active
     work = net.work
     clock = net.clock
     while counts[N_ENDED] == 0:
-        if counts[N_DIRTY] > 0:
+        if counts[N_CHANGED] > 0:
             _solve(net, clock[0])
         now = np.inf
         if counts[N_HEAP] > 0:
             now = heap_f[0]
-        for place in range(counts[N_ACTIVE]):
-            now = min(now, finish[place])
+        for r in range(counts[N_ROUNDS]):
+            now = min(now, round_f[r, R_ENDS])
         if now > limit or now == np.inf:
             clock[1] = now
             return 0
         now = max(now, clock[0])
         clock[0] = now
         instant = now * (1.0 + SAME_INSTANT)
-        place = 0
-        while place < counts[N_ACTIVE]:
-            if finish[place] > instant:
-                place += 1
-                continue
-            flow = active[place]
+        ends = 0
+        for r in range(counts[N_ROUNDS]):
+            if round_f[r, R_ENDS] <= instant:
+                link = round_i[r, R_LINK]
+                for at in range(round_i[r, R_FROM], link_i[link, L_END]):
+                    flow = line[at] // WAY
+                    if flow_f[flow, ENDS] <= instant:
+                        gone[ends] = flow
+                        ends += 1
+        for i in range(ends):
+            flow = gone[i]
             receiver = flow_i[flow, F_RECEIVER]
             op = flow_i[flow, F_OP]
             _leave(net, flow)

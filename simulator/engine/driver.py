@@ -14,6 +14,8 @@ from simulator.engine import core
 
 LAST = 2  # simpy priority after all else of the same instant (URGENT is 0, NORMAL is 1)
 
+AT_ONCE = 2  # transfers on one route: of a send and of a fetch
+
 Ints = NDArray[np.int32]
 
 
@@ -43,10 +45,13 @@ class Driver:
         sizes[core.FLOWS] = 256
         sizes[core.LINKS] = len(routes.links)
         sizes[core.ROUTES] = routes.count
+        at_once = np.full(routes.count, AT_ONCE)
+        on_link = core.flows_on_links(routes.binding, at_once, len(routes.links))
+        sizes[core.PLACES] = int(on_link.sum()) + len(routes.links)
+        self._routes = routes
         self._allocate(_with_room(sizes))
         net = self.net
-        net.link_f[:, core.CAPACITY] = routes.bandwidth_bytes_per_s
-        net.link_i[:, core.L_HEAD] = -1
+        core.connect(net, routes.bandwidth_bytes_per_s, on_link)
         net.route_i[:] = routes.binding
         net.route_f[:] = routes.latency_s
         net.stream_i[:, : core.TELL_IDLE] = -1
@@ -71,10 +76,6 @@ class Driver:
         transfers = int(np.diff(send_ptr).max(initial=0))
         net = self.net
         net.counts[core.N_MORE] = 0
-        if net.counts[core.N_MARK] > core.MANY:  # the marks are 32 bits wide
-            net.counts[core.N_MARK] = 0
-            np.minimum(net.link_i[:, core.L_MARK], 0, out=net.link_i[:, core.L_MARK])
-            net.flow_i[:, core.F_MARK] = 0
         if net.counts[core.N_SEQUENCE] > core.MANY and net.counts[core.N_HEAP] == 0:
             net.counts[core.N_SEQUENCE] = 0
         self._need(
@@ -85,8 +86,11 @@ class Driver:
                 core.FLOWS: int(net.counts[core.STREAMS]) * (transfers + 1),
             }
         )
-        net = self.net
         laid = len(op_i)
+        free = (op_i[:, core.KIND] == core.FETCH) & (op_i[:, core.STREAM] < 0)
+        if free.any():  # they do not wait for one another
+            self._widen(op_i[free, core.ROW])
+        net = self.net
         net.op_f[:laid] = op_f
         net.op_i[:laid] = op_i
         net.more_head[:laid] = -1
@@ -193,6 +197,16 @@ class Driver:
         net.counts[core.SIZES :] = old.counts[core.SIZES :]
         net.more_head[have[core.OPS] :] = -1
         self._free_rows(have[core.FLOWS], sizes[core.FLOWS] - have[core.FLOWS])
+
+    def _widen(self, fetches: Ints) -> None:
+        """Make room on the links for these fetches (routes) at once; nothing may be on them."""
+        routes = self._routes
+        at_once = AT_ONCE + np.bincount(fetches, minlength=routes.count)
+        on_link = core.flows_on_links(routes.binding, at_once, len(routes.links))
+        if self.net.counts[core.N_USED]:
+            raise AssertionError("links cannot get more room while transfers are on them")
+        self._need({core.PLACES: int(on_link.sum()) + len(routes.links)})
+        core.connect(self.net, routes.bandwidth_bytes_per_s, on_link)
 
     def _allocate(self, sizes: list[int]) -> None:
         self._buffers = core.buffers(sizes)

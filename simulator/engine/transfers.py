@@ -112,10 +112,12 @@ def laid(
     sizes[core.ROUTES] = routes.count
     sizes[core.EVENTS] = 2 * count
     sizes[core.WORK] = 4 * count  # all may queue, start and end at one instant
+    flows = np.bincount(route, minlength=routes.count)
+    on_link = core.flows_on_links(routes.binding, flows, len(routes.links))
+    sizes[core.PLACES] = int(on_link.sum()) + len(routes.links)
     buffers = core.buffers(sizes)
     net = core.views(*buffers)
-    net.link_f[:, core.CAPACITY] = routes.bandwidth_bytes_per_s
-    net.link_i[:, core.L_HEAD] = -1
+    core.connect(net, routes.bandwidth_bytes_per_s, on_link)
     net.route_i[:] = routes.binding
     net.route_f[:] = routes.latency_s
     net.more_head[:] = -1

@@ -23,7 +23,11 @@ seeds = st.integers(0, 2**32 - 1)
 def flows_on_the_wire(driver: Driver) -> tuple[list[int], np.ndarray, np.ndarray]:
     """Routes, rates (B/s) and bytes left (at the present of the clock) of the flows now active."""
     net = driver.net
-    active = net.active[: net.counts[core.N_ACTIVE]]
+    used = net.used[: net.counts[core.N_USED]]
+    ranges = net.link_i[used][:, [core.L_FIRST, core.L_END]].tolist()
+    active = np.unique(
+        np.concatenate([np.zeros(0, int), *(net.line[a:b] for a, b in ranges)]) // core.WAY
+    )
     rates = net.flow_f[active, core.RATE]
     left = net.flow_f[active, core.BYTES] - rates * (
         driver.env.now - net.flow_f[active, core.SINCE]
