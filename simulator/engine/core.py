@@ -90,7 +90,7 @@ COUNTS = 25
 # Actions on an operation, and kinds of event: one thing less to wait for; queue it on its stream;
 # start it; it has ended; its transfers, or one of them, go on the wire.
 COUNT, JOIN, START_IT, FINISH, BEGIN, FLOW = 0, 1, 2, 3, 4, 5
-MANY = 1 << 30  # solves or events after which their numbers start again, between two steps
+MANY = 1 << 30  # events after which their numbers start again, between two steps
 SAME_INSTANT = 2e-15  # times nearer than this fraction of the clock are one instant (rounding)
 
 

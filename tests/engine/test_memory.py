@@ -214,8 +214,8 @@ def test_a_prefetch_spares_what_is_predicted_for_its_layer():
     assert memory.resident_first(1, [0, 1, 2]) == [0, 2, 1]
 
 
-def test_the_marks_of_a_long_run_start_again(monkeypatch: pytest.MonkeyPatch):
-    """Nothing changes when the numbers of solves and events start again between two steps."""
+def test_the_event_numbers_of_a_long_run_start_again(monkeypatch: pytest.MonkeyPatch):
+    """Nothing changes when the numbers of events start again between two steps."""
     case = small({"traffic.steps": 4, "expert_slots": 1, "prefetch": "learned"})
     plain = run(case)
     monkeypatch.setattr(core, "MANY", 5)
