@@ -23,6 +23,10 @@ from simulator.errors import InputError
 
 MAX_HOPS = 12  # links of one route; the widest shipped cluster has 8
 
+Side = tuple[str, str]  # a node and the side of it that a path enters or leaves
+
+HOP = 1024  # what a hop costs; one through a root complex or socket costs one more
+
 NVLINK, PCIE_SWITCH, ROOT_COMPLEX, SOCKET, NETWORK = range(5)
 _EDGE_CLASS = {
     "nvlink": NVLINK,
@@ -75,8 +79,7 @@ def route_table(
     """
     wanted = list(dict.fromkeys(pairs))
     ends = dict.fromkeys(node for pair in wanted for node in pair)
-    planes = [_plane(graph, path_class, ends) for path_class in range(NETWORK + 1)]
-    paths = [_path(graph, planes, source, target) for source, target in wanted]
+    paths = _paths(graph, wanted, ends)
     links: dict[tuple[str, str], int] = {}
     for path in paths:
         for link in pairwise(path):
@@ -131,8 +134,8 @@ def _plane(graph: Graph, path_class: int, ends: Iterable[str]) -> Graph:
     plane: Graph = nx.DiGraph()
     for node, data in graph.nodes(data=True):
         if data["kind"] == "nic":
-            plane.add_edge((node, "host-in"), (node, "net-out"), through_cpu=False)
-            plane.add_edge((node, "net-in"), (node, "host-out"), through_cpu=False)
+            plane.add_edge((node, "host-in"), (node, "net-out"), cost=HOP)
+            plane.add_edge((node, "net-in"), (node, "host-out"), cost=HOP)
     for source, target, data in graph.edges(data=True):
         kind = str(data["kind"])
         edge_class = _EDGE_CLASS[kind]
@@ -142,15 +145,15 @@ def _plane(graph: Graph, path_class: int, ends: Iterable[str]) -> Graph:
             plane.add_edge(
                 (source, _side(graph, source, kind, "out")),
                 (target, _side(graph, target, kind, "in")),
-                through_cpu=edge_class in (ROOT_COMPLEX, SOCKET),
+                cost=HOP + (edge_class in (ROOT_COMPLEX, SOCKET)),
             )
     for node in ends:
         kind = graph.nodes[node]["kind"]
         if kind not in ("gpu", "dram"):
             for edge_kind in ("pcie", "network") if kind == "nic" else ("",):
                 outward, inward = (_side(graph, node, edge_kind, way) for way in ("out", "in"))
-                plane.add_edge((node, "out"), (node, outward), through_cpu=False)
-                plane.add_edge((node, inward), (node, "in"), through_cpu=False)
+                plane.add_edge((node, "out"), (node, outward), cost=HOP)
+                plane.add_edge((node, inward), (node, "in"), cost=HOP)
     return plane
 
 
@@ -163,20 +166,46 @@ def _side(graph: Graph, node: str, edge_kind: str, way: str) -> str:
     return ""
 
 
-def _path(graph: Graph, planes: list[Graph], source: str, target: str) -> list[str]:
-    start, end = (source, "out"), (target, "in")
-    for plane in planes:
-        if start in plane and end in plane and nx.has_path(plane, start, end):
-            paths = list(nx.all_shortest_paths(plane, start, end))
-            through = [sum(plane.edges[e]["through_cpu"] for e in pairwise(p)) for p in paths]
-            found = [p for p, n in zip(paths, through, strict=True) if n == min(through)]
-            chosen = found[crc32(f"{source}>{target}".encode()) % len(found)]
-            names = [name for name, _ in chosen]
-            return [n for i, n in enumerate(names) if i == 0 or n != names[i - 1]]
-    raise InputError(
-        f"{graph.name}: {target} cannot be reached from {source}: no path of links joins them "
-        "(GPUs, NICs and DRAM do not forward traffic)"
-    )
+def _paths(graph: Graph, wanted: list[tuple[str, str]], ends: Iterable[str]) -> list[list[str]]:
+    """The nodes along each pair's route; one search per source and plane serves all its targets."""
+    planes: list[Graph] = []
+    for path_class in range(NETWORK + 1):
+        plane = _plane(graph, path_class, ends)
+        if not planes or plane.number_of_edges() > planes[-1].number_of_edges():
+            planes.append(plane)
+    targets: dict[str, list[str]] = {}
+    for source, target in wanted:
+        targets.setdefault(source, []).append(target)
+    found: dict[tuple[str, str], list[str]] = {}
+    for source, left in targets.items():
+        for plane in planes:
+            if left and (source, "out") in plane:
+                before, _ = nx.dijkstra_predecessor_and_distance(
+                    plane, (source, "out"), weight="cost"
+                )
+                reached = [target for target in left if (target, "in") in before]
+                found |= {(source, target): _walk(before, source, target) for target in reached}
+                left = [target for target in left if (target, "in") not in before]
+        if left:
+            raise InputError(
+                f"{graph.name}: {left[0]} cannot be reached from {source}: no path of links joins "
+                "them (GPUs, NICs and DRAM do not forward traffic)"
+            )
+    return [found[pair] for pair in wanted]
+
+
+def _walk(before: dict[Side, list[Side]], source: str, target: str) -> list[str]:
+    """One of the equally short ways back from target to source: at each fork by the checksum."""
+    checksum = crc32(f"{source}>{target}".encode())
+    here = (target, "in")
+    names = [target]
+    while here != (source, "out"):
+        ways = sorted(before[here])
+        checksum, which = divmod(checksum, len(ways))
+        here = ways[which]
+        if here[0] != names[-1]:
+            names.append(here[0])
+    return names[::-1]
 
 
 def _limiting(
