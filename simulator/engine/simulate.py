@@ -138,7 +138,7 @@ def _machine(
     workload = inputs.workload
     model, traffic, transport = workload.model, workload.traffic, workload.transport
     shape = Shape(how.microbatches, model.layers, how.chunks, layout.gpus)
-    driver = Driver(simpy.Environment(), routes, 3 * layout.gpus, shape.count, shape.edges)
+    driver = Driver(simpy.Environment(0.0), routes, 3 * layout.gpus, shape.count, shape.edges)
     choice = parse_choice(workload.prefetch, "prefetch")
     memories = _memories(inputs, layout, names, memories_of, routes, driver)
     prefetcher = None

@@ -59,7 +59,7 @@ def routes_of(graph: nx.DiGraph, sends: Sequence[Send]) -> RouteTable:
 def lay_sends(routes: RouteTable, sends: Sequence[Send]) -> Driver:
     """A driver in which each send is an operation of its own, number i for sends[i], and begun."""
     count = len(sends)
-    driver = Driver(simpy.Environment(), routes, count, count, np.zeros((0, 2), dtype=np.int32))
+    driver = Driver(simpy.Environment(0.0), routes, count, count, np.zeros((0, 2), dtype=np.int32))
     op_f = np.full((count, 5), -1.0)
     op_i = np.zeros((count, 9), dtype=np.int32)
     op_i[:, core.KIND] = core.FETCH
