@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.errors import InputError
+from simulator.spec.document import read_bounded
 from simulator.spec.units import Dimension, did_you_mean, parse_quantity
 
 COLUMNS = ("src", "dst", "bytes", "start_s")
@@ -179,13 +180,7 @@ def write_fresh(path: str, header: Sequence[str], rows: Iterator[Sequence[object
 
 
 def _text(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB")
+    raw = read_bounded(path, str(path), MAX_FILE_BYTES)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

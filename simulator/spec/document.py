@@ -101,15 +101,21 @@ def read_document(path: Path, shown: str | None = None) -> Document:
     return parse_document(read_text(path, shown), shown)
 
 
-def read_text(path: Path, shown: str) -> str:
-    """The text of a UTF-8 file of at most 4 MiB; raises InputError for what is not that."""
+def read_bounded(path: Path, shown: str, limit: int) -> bytes:
+    """The bytes of a file of at most ``limit``; raises InputError if it is larger or unreadable."""
     try:
         with path.open("rb") as stream:
-            raw = stream.read(MAX_FILE_BYTES + 1)
+            raw = stream.read(limit + 1)
     except OSError as error:
         raise InputError(f"{shown}: cannot be read: {error.strerror}") from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise InputError(f"{shown}: larger than {MAX_FILE_BYTES >> 20} MiB")
+    if len(raw) > limit:
+        raise InputError(f"{shown}: larger than {limit >> 20} MiB")
+    return raw
+
+
+def read_text(path: Path, shown: str) -> str:
+    """The text of a UTF-8 file of at most 4 MiB; raises InputError for what is not that."""
+    raw = read_bounded(path, shown, MAX_FILE_BYTES)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
