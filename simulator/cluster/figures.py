@@ -28,10 +28,11 @@ class Figures:
 
     bisection_bytes_per_s: one way between the first and the second half of the GPUs (by index; the
     middle one of an odd number is in the second), the smaller way. longest_route: (source, target)
-    with the most links, and among these the highest latency. hottest_link: (source, target) of the
-    link that takes longest when every GPU sends one byte to every other; hottest_bytes are those
-    that it carries then, hottest_seconds_per_byte their time on it. all_routes: False if only the
-    first GPU's routes were looked at (loads are then the mean over links that are alike).
+    with the most links (of a sprayed route, the mean of its ways), and among these the highest
+    latency. hottest_link: (source, target) of the link that takes longest when every GPU sends one
+    byte to every other; hottest_bytes are those that it carries then, hottest_seconds_per_byte
+    their time on it. all_routes: False if only the first GPU's routes were looked at (loads are
+    then the mean over links that are alike).
     """
 
     bisection_bytes_per_s: float
@@ -61,14 +62,15 @@ def figures(graph: Graph, hosts_apart: bool) -> Figures | tuple[str, str] | None
     apart = unreachable(graph, pairs)
     if apart:
         return apart[0]
-    tables = [route_table(graph, pairs, {})] if every or not hosts_apart else _by_host(graph, first)
+    tables = [route_table(graph, pairs)] if every or not hosts_apart else _by_host(graph, first)
     kinds = tuple(sorted({kind for table in tables for kind in table.kinds}))
     longest = max(
         (
-            (links.size, latency_s, pair)
+            (links, latency_s, pair)
             for table in tables
-            for (pair, route) in table.index.items()
-            for links, latency_s in [(table.all_links[route], float(table.latency_s[route]))]
+            for pair, links, latency_s in zip(
+                table.index, table.hops().round(9).tolist(), table.latency_s.tolist(), strict=True
+            )
         ),
         key=lambda found: found[:2],
     )
@@ -79,7 +81,7 @@ def figures(graph: Graph, hosts_apart: bool) -> Figures | tuple[str, str] | None
         bisection_bytes_per_s=bisection(graph, names[:half], names[half:], kinds),
         bisection_kinds=kinds,
         longest_route=longest[2],
-        longest_links=longest[0],
+        longest_links=round(longest[0]),
         longest_latency_s=longest[1],
         hottest_link=hottest,
         hottest_kind=str(graph.edges[hottest]["kind"]),
@@ -141,7 +143,6 @@ def _by_host(graph: Graph, pairs: list[tuple[str, str]]) -> list[RouteTable]:
                 [*of_host[-1], *of_host[home], *(of_host[host] if host != home else [])]
             ),
             those,
-            {},
         )
         for host, those in wanted.items()
     ]

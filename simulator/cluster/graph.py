@@ -24,7 +24,7 @@ else:
 
 def build_graph(topology: Topology) -> Graph:
     """The graph of a topology."""
-    graph: Graph = nx.DiGraph(name=topology.name)
+    graph: Graph = nx.DiGraph(name=topology.name, ecmp=getattr(topology.build, "ecmp", "hashed"))
     BUILDERS[topology.build.kind](graph, topology.build)
     return graph
 

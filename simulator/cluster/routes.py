@@ -1,249 +1,349 @@
-"""Routes through the graph, and the flat table of them that the network kernel reads.
+"""Routes through the graph, and the flat table of them that the network's solvers read.
 
 A route minimises its path class (NVLink < PCIe switch < root complex < socket link < network),
 then its hops, then how many of them lead through root complexes and sockets (a GPU far away is
-reached from its own NIC, not from a neighbour's); among equals the topology's rule chooses
-(`hashed`: one of them by a checksum of the two names, as ECMP does). GPUs, DRAM and NICs do not
-forward the traffic of others: a NIC passes only between its host and the network.
+reached from its own NIC, not from a neighbour's). Among equals the topology's `ecmp` decides:
+`hashed` takes one of them by a checksum of the two names, as ECMP per flow does; `sprayed` splits
+the transfer evenly at every node over the links that lead on, as ECMP per packet does. GPUs, DRAM
+and NICs do not forward the traffic of others: a NIC passes only between its host and the network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import blake2b
 from itertools import pairwise
-from zlib import crc32
+from typing import NamedTuple
 
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.cluster import paths
 from simulator.cluster.graph import Graph
 from simulator.errors import InputError
 
-MAX_HOPS = 12  # links of one route; the widest shipped cluster has 8
+KINDS = ("nvlink", "pcie", "network")  # what `kind_of` numbers
+NVLINK, PCIE, NETWORK = paths.NVLINK, paths.PCIE, paths.NETWORK
 
-Side = tuple[str, str]  # a node and the side of it that a path enters or leaves
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int32]
+Longs = NDArray[np.int64]
 
-HOP = 1024  # what a hop costs; one through a root complex or socket costs one more
 
-NVLINK, PCIE_SWITCH, ROOT_COMPLEX, SOCKET, NETWORK = range(5)
-_EDGE_CLASS = {
-    "nvlink": NVLINK,
-    "pcie": PCIE_SWITCH,
-    "membus": ROOT_COMPLEX,
-    "socket": SOCKET,
-    "network": NETWORK,
-}
+class Limits(NamedTuple):
+    """The `bind_...` arrays and `capacity_bytes_per_s` of a `RouteTable`."""
+
+    ptr: Longs
+    link: Ints
+    weight: Floats | None
+    capacity_bytes_per_s: Floats
 
 
 @dataclass(frozen=True)
 class RouteTable:
-    """Routes of the pairs that a run uses.
+    """Routes, and the links that they cross.
 
-    links: names (source, target) in a fixed order; bandwidth_bytes_per_s float64 [links], after
-    the transport's efficiency; raw_bandwidth_bytes_per_s float64 [links], as the file has it;
-    kinds: link kinds. latency_s float64 [routes]. binding int32 [routes, 1 + MAX_HOPS]: number of
-    links that can limit the route, then these links. all_links: per route every link it crosses,
-    int32. index: (source, target) -> route.
+    Links: links, names (source, target) in the order in which the routes first cross them; kinds;
+    bandwidth_bytes_per_s float64 [links], as the file has it.
+
+    Routes: those of route r are crossed[ptr[r] : ptr[r + 1]], int32, from its source on; ptr int64
+    [routes + 1]. fraction float64 [crossings]: the part of a transfer that the link carries; None:
+    all of it, everywhere. latency_s float64 [routes]; of a sprayed route the longest of its paths.
+    kind_of int8 [routes]: NETWORK if any of its links is of that kind, else NVLINK if all are, else
+    PCIE. forks int32 [crossings, 2] if there are fractions: the places that a crossing joins.
+
+    index: (source, target) -> route, of a `route_table`; empty in a `routes_between`.
     """
 
     links: tuple[tuple[str, str], ...]
     kinds: tuple[str, ...]
-    raw_bandwidth_bytes_per_s: NDArray[np.float64]
-    bandwidth_bytes_per_s: NDArray[np.float64]
-    latency_s: NDArray[np.float64]
-    binding: NDArray[np.int32]
-    all_links: tuple[NDArray[np.int32], ...]
-    index: dict[tuple[str, str], int]
+    bandwidth_bytes_per_s: Floats
+    latency_s: Floats
+    ptr: Longs
+    crossed: Ints
+    fraction: Floats | None
+    kind_of: NDArray[np.int8]
+    forks: Ints | None = field(repr=False)
+    index: dict[tuple[str, str], int] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
         """Number of routes."""
-        return len(self.all_links)
+        return len(self.latency_s)
 
-    def link_bytes(self, route_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
+    @cached_property
+    def all_links(self) -> tuple[Ints, ...]:
+        """Per route the links that it crosses, int32; for tables that are not large."""
+        bounds = self.ptr.tolist()
+        return tuple(self.crossed[a:b] for a, b in pairwise(bounds))
+
+    @cached_property
+    def _limits(self) -> Limits:
+        return _limits(self)
+
+    @property
+    def bind_ptr(self) -> Longs:
+        """int64 [routes + 1]: where the links that can limit a route lie in bind_link."""
+        return self._limits.ptr
+
+    @property
+    def bind_link(self) -> Ints:
+        """int32: the links that can limit each route, route after route."""
+        return self._limits.link
+
+    @property
+    def bind_weight(self) -> Floats | None:
+        """float64, beside bind_link: what part of `capacity_bytes_per_s` a byte/s of the route
+        takes; None: all of it is 1.
+        """
+        return self._limits.weight
+
+    @property
+    def capacity_bytes_per_s(self) -> Floats:
+        """float64 [links]: bandwidth_bytes_per_s / the fraction that all routes have of the link,
+        where that is one and the same.
+        """
+        return self._limits.capacity_bytes_per_s
+
+    def link_bytes(self, route_bytes: Floats) -> Floats:
         """Bytes per link [links] from bytes per route [routes]."""
-        total = np.zeros(len(self.links), dtype=np.float64)
-        for route, links in enumerate(self.all_links):
-            total[links] += route_bytes[route]
-        return total
+        each = np.repeat(route_bytes, np.diff(self.ptr))
+        if self.fraction is not None:
+            each *= self.fraction
+        return _sums(self.crossed, each, len(self.links))
+
+    def hops(self) -> Floats:
+        """Links from end to end [routes]; where the ways of a sprayed route differ, their mean."""
+        if self.fraction is None:
+            return np.diff(self.ptr).astype(np.float64)
+        route = np.repeat(np.arange(self.count), np.diff(self.ptr))
+        return _sums(route, self.fraction, self.count)
 
 
-def route_table(
-    graph: Graph, pairs: Iterable[tuple[str, str]], efficiency: dict[str, float]
+def routes_between(
+    graph: Graph,
+    nodes: Sequence[str],
+    source: Ints,
+    target: Ints,
+    via: str | None = None,
 ) -> RouteTable:
-    """Routes of `pairs` (source, target node names); `efficiency` scales bandwidth by link kind.
+    """Routes from nodes[source[r]] to nodes[target[r]], in this order; source, target: [routes].
+
+    via="network": only routes that leave through a NIC of the source's host, cross the network and
+    enter by a NIC of the target's host, also within one host (RDMA without NVLink). Raises
+    InputError, naming both ends, for a pair without a path.
+    """
+    if via not in (None, "network"):
+        raise ValueError(f"via: {via!r} is neither None nor 'network'")
+    found = paths.search(graph, nodes, np.column_stack((source, target)), via is not None)
+    if not found.joined.all():
+        lost = int(np.argmin(found.joined))
+        raise InputError(_no_path(graph, nodes[source[lost]], nodes[target[lost]], via))
+    if found.twice >= 0:
+        a, b = nodes[source[found.twice]], nodes[target[found.twice]]
+        raise InputError(
+            f"{graph.name}: the way from {a} to {b} over the network crosses a link twice: give "
+            "their NICs links in both directions"
+        )
+    return RouteTable(
+        links=found.links,
+        kinds=found.kinds,
+        bandwidth_bytes_per_s=found.bandwidth_bytes_per_s,
+        latency_s=found.latency_s,
+        ptr=found.ptr,
+        crossed=found.crossed,
+        fraction=found.fraction,
+        kind_of=found.kind,
+        forks=found.forks,
+    )
+
+
+def route_table(graph: Graph, pairs: Iterable[tuple[str, str]]) -> RouteTable:
+    """Routes of `pairs` (source, target node names), each once, with their `index`.
 
     Raises InputError, naming both ends, where a pair has no path.
     """
-    wanted = list(dict.fromkeys(pairs))
-    ends = dict.fromkeys(node for pair in wanted for node in pair)
-    paths = _paths(graph, wanted, ends)
-    links: dict[tuple[str, str], int] = {}
-    for path in paths:
-        for link in pairwise(path):
-            links.setdefault(link, len(links))
-    data = [graph.edges[link] for link in links]
-    raw = np.array([d["bandwidth_bytes_per_s"] for d in data], dtype=np.float64)
-    kinds = tuple(str(d["kind"]) for d in data)
-    usable = raw * np.array([efficiency.get(kind, 1.0) for kind in kinds])
-    latency = np.array([d["latency_s"] for d in data], dtype=np.float64)
-    crossed = tuple(
-        np.array([links[link] for link in pairwise(path)], dtype=np.int32) for path in paths
-    )
-    limiting = _limiting(crossed, usable)
-    binding = np.zeros((len(paths), 1 + MAX_HOPS), dtype=np.int32)
-    for route, route_links in enumerate(crossed):
-        kept = route_links[limiting[route_links]]
-        if kept.size > MAX_HOPS:
-            raise InputError(f"the route {wanted[route]} crosses more than {MAX_HOPS} links")
-        binding[route, 0] = kept.size
-        binding[route, 1 : 1 + kept.size] = kept
+    index, nodes, ends = _numbered(pairs)
+    return replace(routes_between(graph, nodes, ends[:, 0], ends[:, 1]), index=index)
+
+
+def joined(one: RouteTable, other: RouteTable) -> RouteTable:
+    """The routes of both tables of a graph, those of `one` first; without `index`."""
+    links = {link: number for number, link in enumerate(one.links)}
+    place = np.array([links.setdefault(link, len(links)) for link in other.links], dtype=np.int32)
+    new = place >= len(one.links)
+
+    def of_links(mine: Floats, theirs: Floats) -> Floats:
+        return np.concatenate([mine, theirs[new]])
+
+    sprayed = one.fraction is not None or other.fraction is not None
+    parts = [_forked(table) for table in (one, other)] if sprayed else []
     return RouteTable(
         links=tuple(links),
-        kinds=kinds,
-        raw_bandwidth_bytes_per_s=raw,
-        bandwidth_bytes_per_s=usable,
-        latency_s=np.array([latency[route].sum() for route in crossed], dtype=np.float64),
-        binding=binding,
-        all_links=crossed,
-        index={pair: route for route, pair in enumerate(wanted)},
+        kinds=one.kinds + tuple(k for k, is_new in zip(other.kinds, new, strict=True) if is_new),
+        bandwidth_bytes_per_s=of_links(one.bandwidth_bytes_per_s, other.bandwidth_bytes_per_s),
+        latency_s=np.concatenate([one.latency_s, other.latency_s]),
+        ptr=np.concatenate([one.ptr, one.ptr[-1] + other.ptr[1:]]),
+        crossed=np.concatenate([one.crossed, place[other.crossed]]),
+        fraction=np.concatenate([part[0] for part in parts]) if sprayed else None,
+        kind_of=np.concatenate([one.kind_of, other.kind_of]),
+        forks=np.concatenate([part[1] for part in parts]) if sprayed else None,
     )
+
+
+def _forked(table: RouteTable) -> tuple[Floats, Ints]:
+    """Fractions and forks of a table's crossings, also where no route forks."""
+    if table.fraction is not None and table.forks is not None:
+        return table.fraction, table.forks
+    step = np.arange(len(table.crossed)) - np.repeat(table.ptr[:-1], np.diff(table.ptr))
+    return np.ones(len(table.crossed)), np.stack([step, step + 1], axis=1).astype(np.int32)
 
 
 def unreachable(graph: Graph, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """Those of `pairs` (source, target) that no path joins, each once."""
-    wanted = list(dict.fromkeys(pairs))
-    plane = _plane(graph, NETWORK, dict.fromkeys(node for pair in wanted for node in pair))
-    reached = {
-        source: nx.descendants(plane, (source, "out")) if (source, "out") in plane else set()
-        for source in dict.fromkeys(source for source, _ in wanted)
+    index, nodes, ends = _numbered(pairs)
+    reached = paths.search(graph, nodes, ends, False).joined
+    return [
+        pair
+        for pair, joins in zip(index, reached.tolist(), strict=True)
+        if pair[0] != pair[1] and not joins
+    ]
+
+
+def _sums(index: Ints | Longs, value: Floats, count: int) -> Floats:
+    """Sum of the values of each index, [count]."""
+    return np.asarray(np.bincount(index, weights=value, minlength=count), dtype=np.float64)
+
+
+def _numbered(
+    pairs: Iterable[tuple[str, str]],
+) -> tuple[dict[tuple[str, str], int], list[str], Ints]:
+    """Each pair once with its number, the nodes in them, and their numbers int32 [pairs, 2]."""
+    index = {pair: route for route, pair in enumerate(dict.fromkeys(pairs))}
+    node = {name: n for n, name in enumerate(dict.fromkeys(end for pair in index for end in pair))}
+    ends = [(node[a], node[b]) for a, b in index]
+    return index, list(node), np.array(ends, dtype=np.int32).reshape(-1, 2)
+
+
+def _no_path(graph: Graph, source: str, target: str, via: str | None) -> str:
+    if via is None:
+        return (
+            f"{graph.name}: {target} cannot be reached from {source}: no path of links joins them "
+            "(GPUs, NICs and DRAM do not forward traffic)"
+        )
+    hosts_with_nics = {data["host"] for _, data in graph.nodes(data=True) if data["kind"] == "nic"}
+    for end in (source, target):
+        host = graph.nodes[end]["host"]
+        if host not in hosts_with_nics:
+            return (
+                f"{graph.name}: no way from {source} to {target} over the network: the host of "
+                f"{end} (host {host}) has no NIC"
+            )
+    return (
+        f"{graph.name}: no way from {source} to {target} over the network: it must lead from a NIC "
+        "of the one's host to a NIC of the other's, and reach both without NVLink"
+    )
+
+
+def _limits(table: RouteTable) -> Limits:
+    kept = _limiting(table)
+    capacity, fraction = table.bandwidth_bytes_per_s, table.fraction
+    weight = None
+    if fraction is not None:
+        # Where all routes have the same part of a link, it is a smaller link that each has all of.
+        least, most = np.full(len(kept), np.inf), np.zeros(len(kept))
+        np.minimum.at(least, table.crossed, fraction)
+        np.maximum.at(most, table.crossed, fraction)
+        alike = most - least <= paths.ROUNDING * most
+        capacity = np.where(alike, capacity / most, capacity)
+        weight = np.where(alike[table.crossed], 1.0, fraction)
+        kept &= ~_outdone(table, kept, weight, capacity)
+    chosen = kept[table.crossed]
+    ptr = np.concatenate(([0], np.cumsum(chosen)))[table.ptr]
+    if weight is not None:
+        weight = None if (weight[chosen] == 1.0).all() else weight[chosen]
+    return Limits(ptr, table.crossed[chosen], weight, capacity)
+
+
+def _limiting(table: RouteTable) -> NDArray[np.bool_]:
+    """Which links can limit any route by what the links before and after them carry, bool [links].
+
+    Works on the pairs of links that meet at a node, so on ports x ports of its largest switch.
+    """
+    count = len(table.links)
+    node = {
+        name: n for n, name in enumerate(dict.fromkeys(end for link in table.links for end in link))
     }
-    return [(a, b) for a, b in wanted if a != b and (b, "in") not in reached[a]]
+    tail = np.array([node[a] for a, _ in table.links], dtype=np.int64)
+    head = np.array([node[b] for _, b in table.links], dtype=np.int64)
+    onward = np.bincount(tail, minlength=len(node))
+    start = np.cumsum(onward) - onward
+    by_tail = np.argsort(tail, kind="stable")
+    place = np.empty(count, dtype=np.int32)
+    place[by_tail] = np.arange(count) - start[tail[by_tail]]
+    first = np.concatenate(([0], np.cumsum(onward[head])))
+    after, before = np.zeros((2, first[-1]))
+    begins, ends = np.zeros((2, count), dtype=np.bool_)
+    whole = table.fraction is None
+    paths.neighbours(
+        table.ptr,
+        table.crossed,
+        np.zeros(0) if table.fraction is None else table.fraction,
+        np.zeros((0, 2), dtype=np.int32) if table.forks is None else table.forks,
+        whole,
+        first,
+        place,
+        after,
+        before,
+        begins,
+        ends,
+        np.zeros(int(np.diff(table.ptr).max(initial=0))),
+    )
+    pair = np.flatnonzero(after)
+    one = np.searchsorted(first, pair, side="right") - 1
+    other = by_tail[start[head[one]] + pair - first[one]]
+    order = np.argsort(other, kind="stable")
+    ptr = np.zeros((2, count + 1), dtype=np.int64)
+    ptr[0, 1:] = np.cumsum(np.bincount(one, minlength=count))
+    ptr[1, 1:] = np.cumsum(np.bincount(other, minlength=count))
+    ptr[1] += pair.size
+    return paths.limiting(
+        ptr,
+        np.concatenate((other, one[order])).astype(np.int32),
+        np.concatenate((after[pair], before[pair][order])),
+        ~np.stack((ends, begins)),
+        table.bandwidth_bytes_per_s,
+        whole,
+    )
 
 
-def _plane(graph: Graph, path_class: int, ends: Iterable[str]) -> Graph:
-    """The part of the graph that routes up to this class may use, with end points split.
-
-    Nodes are (name, side). A node that forwards has one side, ""; GPUs and memories have "out"
-    (to start from) and "in" (to end at); a NIC has "host" and "net", joined both ways, so that
-    traffic passes through it only between its host and the network. Of a node that forwards, and is
-    among `ends`, "out" leads to it and it leads to "in".
-    """
-    plane: Graph = nx.DiGraph()
-    for node, data in graph.nodes(data=True):
-        if data["kind"] == "nic":
-            plane.add_edge((node, "host-in"), (node, "net-out"), cost=HOP)
-            plane.add_edge((node, "net-in"), (node, "host-out"), cost=HOP)
-    for source, target, data in graph.edges(data=True):
-        kind = str(data["kind"])
-        edge_class = _EDGE_CLASS[kind]
-        if kind == "pcie" and "cpu" in (graph.nodes[source]["kind"], graph.nodes[target]["kind"]):
-            edge_class = ROOT_COMPLEX
-        if edge_class <= path_class:
-            plane.add_edge(
-                (source, _side(graph, source, kind, "out")),
-                (target, _side(graph, target, kind, "in")),
-                cost=HOP + (edge_class in (ROOT_COMPLEX, SOCKET)),
-            )
-    for node in ends:
-        kind = graph.nodes[node]["kind"]
-        if kind not in ("gpu", "dram"):
-            for edge_kind in ("pcie", "network") if kind == "nic" else ("",):
-                outward, inward = (_side(graph, node, edge_kind, way) for way in ("out", "in"))
-                plane.add_edge((node, "out"), (node, outward), cost=HOP)
-                plane.add_edge((node, inward), (node, "in"), cost=HOP)
-    return plane
-
-
-def _side(graph: Graph, node: str, edge_kind: str, way: str) -> str:
-    kind = graph.nodes[node]["kind"]
-    if kind in ("gpu", "dram"):
-        return way
-    if kind == "nic":
-        return f"{'net' if edge_kind == 'network' else 'host'}-{way}"
-    return ""
-
-
-def _paths(graph: Graph, wanted: list[tuple[str, str]], ends: Iterable[str]) -> list[list[str]]:
-    """The nodes along each pair's route; one search per source and plane serves all its targets."""
-    planes: list[Graph] = []
-    for path_class in range(NETWORK + 1):
-        plane = _plane(graph, path_class, ends)
-        if not planes or plane.number_of_edges() > planes[-1].number_of_edges():
-            planes.append(plane)
-    targets: dict[str, list[str]] = {}
-    for source, target in wanted:
-        targets.setdefault(source, []).append(target)
-    found: dict[tuple[str, str], list[str]] = {}
-    for source, left in targets.items():
-        for plane in planes:
-            if left and (source, "out") in plane:
-                before, _ = nx.dijkstra_predecessor_and_distance(
-                    plane, (source, "out"), weight="cost"
-                )
-                reached = [target for target in left if (target, "in") in before]
-                found |= {(source, target): _walk(before, source, target) for target in reached}
-                left = [target for target in left if (target, "in") not in before]
-        if left:
-            raise InputError(
-                f"{graph.name}: {left[0]} cannot be reached from {source}: no path of links joins "
-                "them (GPUs, NICs and DRAM do not forward traffic)"
-            )
-    return [found[pair] for pair in wanted]
-
-
-def _walk(before: dict[Side, list[Side]], source: str, target: str) -> list[str]:
-    """One of the equally short ways back from target to source: at each fork by the checksum."""
-    checksum = crc32(f"{source}>{target}".encode())
-    here = (target, "in")
-    names = [target]
-    while here != (source, "out"):
-        ways = sorted(before[here])
-        checksum, which = divmod(checksum, len(ways))
-        here = ways[which]
-        if here[0] != names[-1]:
-            names.append(here[0])
-    return names[::-1]
-
-
-def _limiting(
-    crossed: tuple[NDArray[np.int32], ...], bandwidth: NDArray[np.float64]
+def _outdone(
+    table: RouteTable, kept: NDArray[np.bool_], weight: Floats, capacity_bytes_per_s: Floats
 ) -> NDArray[np.bool_]:
-    """Which links can limit any route, bool [links]; exact, whatever the traffic.
+    """Links of which all routes have parts as of another, tighter one, bool [links].
 
-    A link whose routes all go on to (or come from) links that together carry no more than it
-    does can never be the one that is full. If such a link is itself dropped, those that vouch for
-    it stand in its place; no link vouches for itself.
+    weight: float64 [crossings]. Of links that are just as tight the first stays.
     """
-    after: list[set[int]] = [set() for _ in bandwidth]
-    before: list[set[int]] = [set() for _ in bandwidth]
-    for route in crossed:
-        for i, link in enumerate(route.tolist()):
-            after[link].add(int(route[i + 1]) if i + 1 < route.size else -1)
-            before[link].add(int(route[i - 1]) if i > 0 else -1)
-    vouchers: dict[int, set[int]] = {}
-    for link in range(bandwidth.size):
-        sets = [_resolved(others, vouchers) for others in (after[link], before[link])]
-        sets = [found for found in sets if found.isdisjoint((-1, link))]
-        if sets:
-            least = min(sets, key=lambda found: float(bandwidth[sorted(found)].sum()))
-            if bandwidth[sorted(least)].sum() <= bandwidth[link]:
-                vouchers[link] = least
-    limiting = np.ones(bandwidth.size, dtype=np.bool_)
-    limiting[list(vouchers)] = False
-    return limiting
-
-
-def _resolved(links: set[int], vouchers: dict[int, set[int]]) -> set[int]:
-    """The links, each that is dropped replaced by those that vouch for it."""
-    found: set[int] = set()
-    ahead = list(links)
-    while ahead:
-        link = ahead.pop()
-        if link in vouchers:
-            ahead += vouchers[link]
+    out = np.zeros(len(kept), dtype=np.bool_)
+    chosen = kept[table.crossed]
+    link = table.crossed[chosen]
+    order = np.argsort(link, kind="stable")
+    route = np.repeat(np.arange(table.count), np.diff(table.ptr))[chosen][order]
+    parts = weight[chosen][order]
+    bounds = np.searchsorted(link[order], np.arange(len(kept) + 1)).tolist()
+    tightest: dict[bytes, list[int]] = {}
+    for this in np.flatnonzero(kept).tolist():
+        mine = slice(bounds[this], bounds[this + 1])
+        alike = tightest.setdefault(blake2b(route[mine].tobytes(), digest_size=16).digest(), [])
+        for at, that in enumerate(alike):
+            ratio = parts[mine] / parts[bounds[that] : bounds[that + 1]]
+            if np.ptp(ratio) <= paths.ROUNDING * ratio[0]:
+                looser = capacity_bytes_per_s[this] >= capacity_bytes_per_s[that] * ratio[0]
+                out[this if looser else that] = True
+                alike[at] = that if looser else this
+                break
         else:
-            found.add(link)
-    return found
+            alike.append(this)
+    return out

@@ -56,6 +56,8 @@ class SwitchBuild(Spec):
 class HgxRailBuild(Spec):
     """HGX nodes (NVSwitch inside, one NIC per GPU on a shared PCIe switch) under a rail-optimised
     leaf/spine network.
+
+    ``ecmp``: a transfer takes one of the equal-cost paths (hashed) or is split over all (sprayed).
     """
 
     kind: Literal["hgx-rail"]
@@ -67,7 +69,7 @@ class HgxRailBuild(Spec):
     nic: LinkRate
     spines: GpuCount
     oversubscription: Annotated[float, Field(ge=1)] = 1.0
-    ecmp: Literal["hashed"] = "hashed"
+    ecmp: Literal["hashed", "sprayed"] = "hashed"
 
 
 class NvlinkPairsBuild(Spec):
@@ -111,7 +113,7 @@ class FatTreeBuild(Spec):
     nic: LinkRate
     spines: GpuCount
     oversubscription: Annotated[float, Field(ge=1)] = 1.0
-    ecmp: Literal["hashed"] = "hashed"
+    ecmp: Literal["hashed", "sprayed"] = "hashed"
 
     @model_validator(mode="after")
     def _enough_gpus(self) -> FatTreeBuild:
@@ -256,6 +258,7 @@ class ExplicitBuild(Spec):
     kind: Literal["explicit"]
     nodes: Annotated[tuple[Node, ...], Strict(False)]
     links: Annotated[tuple[Link, ...], Strict(False)] = ()
+    ecmp: Literal["hashed", "sprayed"] = "hashed"
 
     @model_validator(mode="after")
     def _graph_is_whole(self) -> ExplicitBuild:

@@ -36,7 +36,7 @@ def test_every_shipped_topology_builds_and_is_connected(name: str):
     assert all(memory_of_host(graph, node) is not None for node in names)
     last = names[-1]
     pairs = [(names[0], last), (last, names[0])] if len(names) > 1 else []
-    assert route_table(graph, pairs, {}).count == len(pairs)
+    assert route_table(graph, pairs).count == len(pairs)
 
 
 def test_the_switch_of_the_main_job():

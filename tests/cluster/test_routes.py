@@ -20,7 +20,7 @@ def shipped(name: str, *overrides: str) -> Graph:
 
 def path(graph: Graph, source: str, target: str) -> list[str]:
     """The nodes of a route in order."""
-    table = route_table(graph, [(source, target)], {})
+    table = route_table(graph, [(source, target)])
     links = [table.links[link] for link in table.all_links[0]]
     assert all(a[1] == b[0] for a, b in pairwise(links))
     return [links[0][0], *(b for _, b in links)]
@@ -160,7 +160,7 @@ def test_no_shipped_route_leads_through_an_end_point(name: str):
     names = gpus(graph)
     pairs = [(a, b) for a in names for b in names if a != b]
     pairs += [(memory, g) for g in names if (memory := memory_of_host(graph, g))]
-    table = route_table(graph, pairs, {})
+    table = route_table(graph, pairs)
     for links in table.all_links:
         inner = [table.links[link][1] for link in links[:-1]]
         assert not {graph.nodes[node]["kind"] for node in inner} & {"gpu", "dram"}
@@ -184,27 +184,22 @@ def test_a_link_of_one_direction_is_no_way_back():
 def all_pairs(name: str) -> RouteTable:
     graph = shipped(name)
     names = gpus(graph)
-    return route_table(
-        graph, [(a, b) for a in names for b in names if a != b], {"nvlink": 0.5, "pcie": 0.25}
-    )
+    return route_table(graph, [(a, b) for a in names for b in names if a != b])
 
 
 @pytest.mark.parametrize("name", ["nvswitch16", "a6000x10", "h100x16-rail"])
-def test_a_route_has_the_sum_of_its_latencies_and_its_links_their_efficiency(name: str):
+def test_a_route_has_the_sum_of_its_latencies_and_its_links_their_bandwidth(name: str):
     table, graph = all_pairs(name), shipped(name)
-    factor = {"nvlink": 0.5, "pcie": 0.25}
     for (a, b), route in table.index.items():
         links = [table.links[link] for link in table.all_links[route]]
         assert (links[0][0], links[-1][1]) == (a, b)
         latency = sum(graph.edges[link]["latency_s"] for link in links)
         assert table.latency_s[route] == pytest.approx(latency, rel=1e-12)
-    for link, kind, raw, usable in zip(
-        table.links, table.kinds, table.raw_bandwidth_bytes_per_s,
-        table.bandwidth_bytes_per_s, strict=True,
-    ):  # fmt: skip
+    for link, kind, bandwidth in zip(
+        table.links, table.kinds, table.bandwidth_bytes_per_s, strict=True
+    ):
         assert kind == graph.edges[link]["kind"]
-        assert raw == graph.edges[link]["bandwidth_bytes_per_s"]
-        assert usable == raw * factor.get(kind, 1.0)
+        assert bandwidth == graph.edges[link]["bandwidth_bytes_per_s"]
 
 
 def test_bytes_of_a_route_are_bytes_of_each_of_its_links():
@@ -224,5 +219,5 @@ def test_bytes_of_a_route_are_bytes_of_each_of_its_links():
 
 def test_a_pair_asked_for_twice_is_one_route():
     graph = shipped("h100x4")
-    table = route_table(graph, [("gpu0", "gpu1"), ("gpu2", "gpu1"), ("gpu0", "gpu1")], {})
+    table = route_table(graph, [("gpu0", "gpu1"), ("gpu2", "gpu1"), ("gpu0", "gpu1")])
     assert table.count == 2

@@ -77,7 +77,7 @@ def _text(case: Case) -> str:
         for name in pair:
             nodes.setdefault(name, len(nodes))
     lines = [f"{len(nodes)} {len(routes.links)} {routes.count} {len(case.route)}"]
-    lines += [repr(value) for value in routes.raw_bandwidth_bytes_per_s.tolist()]
+    lines += [repr(value) for value in routes.bandwidth_bytes_per_s.tolist()]
     for (source, target), route in routes.index.items():
         links = " ".join(map(str, routes.all_links[route].tolist()))
         ends = f"{nodes[source]} {nodes[target]}"

@@ -142,7 +142,7 @@ def draw(shape: str, number: int) -> tuple[nx.DiGraph, list[str], list[str], Cas
     source = rng.integers(names.size, size=count)
     target = (source + rng.integers(1, names.size, size=count)) % names.size
     sources, targets = names[source].tolist(), names[target].tolist()
-    routes = route_table(graph, zip(sources, targets, strict=True), {})
+    routes = route_table(graph, zip(sources, targets, strict=True))
     sizes = np.ceil(rng.gamma(rng.choice([0.3, 1.0, 4.0]), drawn(rng, 1e4, 1e9), size=count))
     pairs = zip(sources, targets, strict=True)
     route = np.array([routes.index[pair] for pair in pairs], dtype=np.int32)
@@ -168,7 +168,7 @@ def test_a_hand_count(program: Path) -> None:
     for index in range(3):
         join(graph, add_gpu(graph, index), "switch", "nvlink", 1e9, 1e9)
     pairs = [("gpu0", "gpu2"), ("gpu1", "gpu2")]
-    routes = route_table(with_latency(graph, 1e-3), pairs, {})
+    routes = route_table(with_latency(graph, 1e-3), pairs)
     flows = np.array([0, 1], dtype=np.int32), np.array([3e6, 1e6]), np.zeros(2)
     ((_, found),) = ask(program, [Case("two", routes, *flows)])
     assert found == pytest.approx([5e-3, 3e-3], rel=REL)

@@ -26,8 +26,8 @@ def test_figures(tmp_path, wiring, bandwidth, links):
     graph = build_graph(topology)
     assert gpus(graph) == ["gpu0", "gpu1", "gpu2", "gpu3"]
     assert memory_of_host(graph, "gpu3") == "dram0"
-    table = route_table(graph, [("gpu0", "gpu3")], {})
-    assert table.raw_bandwidth_bytes_per_s.tolist() == [bandwidth] * links
+    table = route_table(graph, [("gpu0", "gpu3")])
+    assert table.bandwidth_bytes_per_s.tolist() == [bandwidth] * links
     assert table.latency_s[0] == pytest.approx(900.5e-9)
     # Its latency is the file's own; there is one socket.
     assert not any(text.startswith(("nvlink latency", "socket")) for text in topology.sources)

@@ -43,7 +43,7 @@ def link_kinds(graph) -> Counter[str]:
 
 
 def path_of(graph, source: str, target: str) -> list[tuple[str, str]]:
-    table = route_table(graph, [(source, target)], {})
+    table = route_table(graph, [(source, target)])
     return [table.links[link] for link in table.all_links[0]]
 
 

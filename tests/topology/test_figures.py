@@ -73,6 +73,19 @@ build:
     assert found.hottest_seconds_per_byte == pytest.approx(found.hottest_bytes / 25e9)
 
 
+def test_sprayed_routes_share_out_what_a_hash_does_not():
+    """Each GPU of a rail sends to the seven other rails of the other node, over four spines."""
+    graph = build_graph(load_topology("h100x16-rail", ["build.spines=4"]))
+    graph.graph["ecmp"] = "sprayed"
+    found = figures(graph, True)
+    assert isinstance(found, Figures)
+    # A leaf's two GPUs send 14 others' worth over 4 links of 25 GB/s; a NIC sends 8 at 50 GB/s.
+    assert found.hottest_bytes == pytest.approx(8)
+    assert found.hottest_seconds_per_byte == pytest.approx(8 / 50e9)
+    assert found.longest_links == 8
+    assert found.longest_latency_s == pytest.approx(4 * 250e-9 + 4 * 500e-9)
+
+
 def test_diameter():
     switch = of("nvswitch16")
     assert (switch.longest_links, switch.longest_route) == (2, ("gpu0", "gpu1"))
@@ -173,4 +186,4 @@ def test_a_nic_does_not_join_two_networks_nor_two_hosts():
     found = figures(graph, False)
     assert isinstance(found, Figures)
     assert found.bisection_bytes_per_s == 2.0
-    assert route_table(graph, [("gpu0", "gpu1")], {}).kinds == ("nvlink",)
+    assert route_table(graph, [("gpu0", "gpu1")]).kinds == ("nvlink",)

@@ -42,12 +42,12 @@ def convert(tmp_path: Path, text: str, gpu: str, **options):
 
 
 def kinds_between(graph, source: str, target: str) -> list[str]:
-    table = route_table(graph, [(source, target)], {})
+    table = route_table(graph, [(source, target)])
     return [table.kinds[link] for link in table.all_links[0]]
 
 
 def through(graph, source: str, target: str) -> list[str]:
-    table = route_table(graph, [(source, target)], {})
+    table = route_table(graph, [(source, target)])
     return [table.links[link][1] for link in table.all_links[0]][:-1]
 
 
