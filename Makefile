@@ -1,11 +1,12 @@
 # Everything is done inside .venv, which is made on first use. Nothing else on the machine changes,
-# but that `make test` as root on Debian installs SimGrid, with which the network is compared.
+# but that `make test` as root on Debian installs SimGrid, with which the network is compared, and
+# Chromium, in which the pictures are opened.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help run test bench lint format wheel clean distclean simgrid
+.PHONY: help run test bench lint format wheel clean distclean simgrid browser
 
 help:
 	@echo "make run        set up, then simulate the main job (nvswitch16, moe128)"
@@ -20,7 +21,7 @@ help:
 run: $(VENV)/.installed
 	@$(BIN)/python -m simulator --topology nvswitch16 --workload moe128
 
-test: lint simgrid
+test: lint simgrid browser
 	@$(BIN)/python -m pytest
 
 bench: $(VENV)/.installed
@@ -41,6 +42,17 @@ simgrid:
 	    install -y --no-install-recommends $(SIMGRID); } >/dev/null 2>&1 || \
 	  echo "set-up: $(SIMGRID) could not be installed; the tests against SimGrid will say so" >&2; \
 	else echo "set-up: no SimGrid here; the tests against it are left out" >&2; fi
+
+# BROWSER= skips the set-up.
+BROWSER := chromium
+browser:
+	@if { command -v chromium || command -v google-chrome; } >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ -n "$(BROWSER)" ]; then \
+	  echo "set-up: installing $(BROWSER), in which the pictures are opened" >&2; \
+	  { apt-get -qq -o Acquire::Retries=1 update && DEBIAN_FRONTEND=noninteractive apt-get -qq \
+	    install -y --no-install-recommends $(BROWSER); } >/dev/null 2>&1 || \
+	  echo "set-up: $(BROWSER) could not be installed; the tests of the pictures will say so" >&2; \
+	else echo "set-up: no Chromium here; the tests that open pictures are left out" >&2; fi
 
 format: $(VENV)/.installed-test
 	@$(BIN)/ruff check --fix .

@@ -1,0 +1,101 @@
+"""`show topology NAME --html FILE`: a cluster's graph and figures handed to the picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simulator.errors import InputError
+
+if TYPE_CHECKING:
+    from simulator.cluster.graph import Graph
+    from simulator.results.placing import Link, Node
+    from simulator.spec.schema import Gpu, Topology
+
+
+def check(what: str, path: str | None, plotlyjs: str | None) -> None:
+    """Raise InputError if there is nothing to draw, or if FILE cannot be a new file."""
+    from simulator.cli.flows import check_fresh
+    from simulator.results.page import PLOTLYJS
+    from simulator.spec.units import did_you_mean
+
+    if what != "topology":
+        raise InputError(f"show {what}: --html draws a topology; leave it out")
+    if path is None:
+        raise InputError("show topology: --plotlyjs goes with --html FILE")
+    if plotlyjs is not None and plotlyjs not in PLOTLYJS:
+        hint = did_you_mean(plotlyjs, list(PLOTLYJS))
+        raise InputError(f"--plotlyjs: no {plotlyjs!r}{hint}; write {', '.join(PLOTLYJS)}")
+    check_fresh(path)
+
+
+def draw(
+    name: str, overrides: Sequence[str], shown: dict[str, Any], path: str, plotlyjs: str | None
+) -> None:
+    """Write the picture of a topology. shown: the object that `show topology` prints of it."""
+    from simulator.cluster.graph import build_graph
+    from simulator.results.page import render_page, write_page
+    from simulator.results.picture import cluster_figure
+    from simulator.spec.load import load_topology
+
+    found = load_topology(name, overrides)
+    nodes, links = nodes_and_links(build_graph(found), found.gpu)
+    word = "rack" if found.build.kind == "racks" else "NVLink domain"
+    figure = cluster_figure(nodes, links, shared_word=word)
+    lines = [("figures", figures_line(found, shown))]
+    if found.description:
+        lines.insert(0, ("about", found.description))
+    where = plotlyjs or "inline"
+    write_page(Path(path), render_page(found.name, lines, figure, where), where)
+
+
+def nodes_and_links(graph: Graph, gpu: Gpu) -> tuple[list[Node], list[Link]]:
+    """A graph as plain rows, GPUs in the order of their indices."""
+    from simulator.cluster.graph import gpus
+    from simulator.results.placing import Link, Node
+    from simulator.results.summary import number, size
+
+    model = (
+        f"{gpu.name}: {number(gpu.flops_per_s['bf16'] / 1e12)} TFLOP/s bf16, "
+        f"{size(gpu.hbm_capacity_bytes)} at {size(gpu.hbm_bandwidth_bytes_per_s)}/s"
+    )
+    nodes = []
+    for name in [
+        *gpus(graph),
+        *(name for name, data in graph.nodes.items() if "index" not in data),
+    ]:
+        data = graph.nodes[name]
+        about = model if data["kind"] == "gpu" else ""
+        if "capacity_bytes" in data:
+            about = size(data["capacity_bytes"])
+        nodes.append(Node(name, data["kind"], data["host"], about))
+    links = [
+        Link(source, target, data["kind"], data["bandwidth_bytes_per_s"], data["latency_s"])
+        for source, target, data in graph.edges(data=True)
+    ]
+    return nodes, links
+
+
+def figures_line(found: Topology, shown: dict[str, Any]) -> str:
+    """GPUs, links by kind, bisection bandwidth and diameter in one line."""
+    from simulator.results.colours import LINK_NAMES
+    from simulator.results.summary import duration, size
+
+    kinds: Counter[str] = Counter()
+    for row in shown["links"]:
+        kinds[row["kind"]] += row["links"]
+    links = ", ".join(f"{LINK_NAMES.get(kind, kind)} {count:,}" for kind, count in kinds.items())
+    parts = [f"{shown['gpus']:,} x {found.gpu.name}", f"directed links: {links or 'none'}"]
+    reach = shown["figures"]
+    if reach is None:
+        parts.append("no bisection: one GPU, or GPUs that nothing joins")
+    else:
+        longest = reach["longest_links"]
+        parts += [
+            f"bisection {size(reach['bisection_bytes_per_s'])}/s each way",
+            f"diameter {longest} {'link' if longest == 1 else 'links'}, "
+            f"{duration(reach['longest_latency_s'])}",
+        ]
+    return " · ".join(parts)
