@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ("topologies", "traces", "workloads")
+DATA = ("topologies", "traces", "transports", "workloads")
 SHIPPED = {".yaml", ".parquet", ".json", ".md"}
 
 
@@ -60,7 +60,10 @@ def run_elsewhere(command: list[str], directory: Path) -> subprocess.CompletedPr
 def test_the_wheel_holds_every_module_and_data_file(wheel: Path):
     expected = {
         path.relative_to(ROOT).as_posix() for path in (ROOT / "simulator").rglob("*.py")
-    } | {"simulator/py.typed", "simulator/spec/gpus.yaml"}
+    } | {"simulator/py.typed", "simulator/spec/gpus.yaml", "simulator/studies/limits.yaml"}
+    tables = list((ROOT / "simulator" / "studies" / "data").glob("*.csv"))
+    assert tables, "validate has no tables"
+    expected |= {path.relative_to(ROOT).as_posix() for path in tables}
     for folder in DATA:
         files = {path for path in (ROOT / folder).iterdir() if path.suffix in SHIPPED}
         assert files, f"{folder}/ ships nothing"
@@ -105,4 +108,5 @@ def test_the_shipped_names_are_found_from_any_directory(
     words = done.stdout.split()
     assert "nvswitch16" in words
     assert "moe128" in words
+    assert "deepep-normal" in words
     assert list(tmp_path.iterdir()) == [], "list must write nothing"

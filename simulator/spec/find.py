@@ -1,4 +1,4 @@
-"""Where topologies, workloads and traces lie: shipped ones by name, others by path."""
+"""Where topologies, workloads, transports and traces lie: shipped ones by name, others by path."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Literal
 from simulator.errors import InputError
 from simulator.spec.units import did_you_mean
 
-Kind = Literal["topology", "workload", "trace"]
+Kind = Literal["topology", "workload", "transport", "trace"]
 
 _FOLDERS: dict[Kind, tuple[str, str]] = {
     "topology": ("topologies", ".yaml"),
     "workload": ("workloads", ".yaml"),
+    "transport": ("transports", ".yaml"),
     "trace": ("traces", ".parquet"),
 }
 _PACKAGE = Path(__file__).resolve().parents[1]

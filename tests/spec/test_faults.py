@@ -288,12 +288,18 @@ def test_a_graph_without_gpus():
         ("name: w", "name: w\nexpert_slots: 0", "w.yaml:2:15: expert_slots: must be >= 1, not 0"),
         ("name: w", "name: w\nexpert_acess: fetch", "w.yaml:2:1: expert_acess: unknown key (did "
          "you mean 'expert_access'?)"),
-        ("name: w", "name: w\ntransport: {efficiency: {nvlink: 0}}", "w.yaml:2:34: "
-         "transport.efficiency.nvlink: must be > 0, not 0"),
+        ("name: w", "name: w\ncopy_efficiency: {nvlink: 0}", "w.yaml:2:27: "
+         "copy_efficiency.nvlink: must be > 0, not 0"),
+        ("name: w", "name: w\ntransport: {path: fast}", "w.yaml:2:19: transport.path: 'fast' is "
+         "not one of fastest, network, host (did you mean 'fastest'?)"),
+        ("name: w", "name: w\ntransport: ncl", "w.yaml:2:12: transport: no transport 'ncl' (did "
+         "you mean 'nccl'?); known: deepep-ll, deepep-ll-rdma, deepep-normal, mnnvl, mpi, nccl, or "
+         "a path"),
         ("name: w", "name: w\ntransport: {dispatch_bytes_per_element: .inf}", "w.yaml:2:41: "
          "transport.dispatch_bytes_per_element: must be a finite number, not inf"),
-        ("name: w", "name: w\ntransport: {name: ncl}", "w.yaml:2:19: transport.name: 'ncl' is "
-         "not a known transport (did you mean 'nccl'?); known: nccl"),
+        ("name: w", "name: w\ntransport: {name: ncl}", "w.yaml:2:19: transport.name: no transport "
+         "'ncl' (did you mean 'nccl'?); known: deepep-ll, deepep-ll-rdma, deepep-normal, mnnvl, "
+         "mpi, nccl, or a path"),
         ("name: w", "name: w\noverlap: my.module:mine", "w.yaml:2:10: overlap: 'my.module:mine' is "
          "not a known overlap; known: none, two-batch, chunked:4"),
     ],

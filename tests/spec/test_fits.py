@@ -9,7 +9,6 @@ from statistics import median
 import pytest
 
 from simulator.spec.load import load_topology
-from simulator.spec.schema import Transport
 
 MEASURED = Path(__file__).resolve().parents[3] / "shared" / "reference" / "measured"
 pytestmark = pytest.mark.skipif(not MEASURED.is_dir(), reason="the measurements are not here")
@@ -41,19 +40,3 @@ def test_gpu_efficiencies(system, topology):
     assert gpu.launch_overhead_s == pytest.approx(launch, abs=5.1e-9)
     assert gpu.compute_efficiency == pytest.approx(compute, abs=5.1e-4)
     assert gpu.memory_efficiency == pytest.approx(memory, abs=5.1e-4)
-
-
-def test_transport():
-    table = [
-        (int(row["message_bytes"]), float(row["time_us"]) * 1e-6)
-        for row in rows("nccl_h100_a100.csv")
-        if (row["system"], row["op_name"], row["num_gpus"]) == ("h100_sxm", "alltoall", "8")
-    ]
-    a0 = median(t for size, t in table if size <= 16 << 10)
-    reached = median(size * 7 / 8 / (t - a0) / 450e9 for size, t in table if size >= 128 << 20)
-    transport = Transport()
-    path_s = 2 * load_topology("nvswitch16").build.nvlink.latency_s
-    assert transport.launch_latency_s + path_s == pytest.approx(a0, abs=1e-8)
-    assert transport.efficiency.nvlink == pytest.approx(reached, abs=5.1e-4)
-    assert transport.efficiency.pcie == pytest.approx(54.8 / 64, abs=5.1e-4)
-    assert transport.efficiency.network == 47 / 50

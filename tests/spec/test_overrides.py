@@ -17,6 +17,7 @@ from simulator.spec.load import (
     load_workload,
     resolved,
 )
+from simulator.spec.transport import load_transport
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,9 +69,29 @@ def test_a_later_override_wins():
 
 
 def test_a_mapping_that_the_file_leaves_out_is_made():
-    work = inputs("transport.efficiency.pcie=0.5").workload
-    assert work.transport.efficiency.pcie == 0.5
-    assert work.transport.efficiency.nvlink == load_workload("moe128").transport.efficiency.nvlink
+    work = inputs("copy_efficiency.pcie=0.5").workload
+    assert work.copy_efficiency.pcie == 0.5
+    assert work.copy_efficiency.nvlink == load_workload("moe128").copy_efficiency.nvlink
+
+
+def test_a_transport_is_named_and_single_keys_of_it_are_set():
+    given = inputs("transport=deepep-ll", "transport.costs.dispatch.direct.launch=1 us")
+    shipped = load_transport("deepep-ll")
+    cost = given.workload.transport.costs["dispatch"]["direct"]
+    assert given.workload.transport.name == "deepep-ll"
+    assert cost.launch_s == 1e-6
+    assert cost.efficiency == shipped.costs["dispatch"]["direct"].efficiency
+    assert given.workload.transport.costs["combine"] == shipped.costs["combine"]
+    assert inputs().workload.transport == load_transport("nccl")
+
+
+def test_a_transport_may_be_a_file_beside_the_workload(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("name: mine\ncosts: {alltoall: {direct: {launch: 9 us}}}\n")
+    workload = Path(__file__).parents[2] / "workloads" / "moe128.yaml"
+    text = workload.read_text(encoding="utf-8") + "transport: mine.yaml\n"
+    (tmp_path / "w.yaml").write_text(text, encoding="utf-8")
+    found = load_workload(str(tmp_path / "w.yaml")).transport
+    assert (found.name, found.costs["alltoall"]["direct"].launch_s) == ("mine", 9e-6)
 
 
 def test_a_single_field_of_a_gpu_that_is_named_only():
@@ -117,7 +138,7 @@ def test_list_items_by_index_or_name(tmp_path):
             "zzz=3",
             "--set zzz: unknown key 'zzz'; known: name, description, sources, gpu, build, model, "
             "traffic, parallel, routing, expert_access, expert_slots, expert_home, eviction, "
-            "expert_order, prefetch, overlap, transport",
+            "expert_order, prefetch, overlap, network, copy_efficiency, transport",
         ),
         ("name=x", "--set name: both files have it; write topology.name or workload.name"),
         (
@@ -133,7 +154,7 @@ def test_list_items_by_index_or_name(tmp_path):
             "workload.gpu=H20",
             "--set gpu: unknown key 'gpu'; known here: name, description, sources, model, "
             "traffic, parallel, routing, expert_access, expert_slots, expert_home, eviction, "
-            "expert_order, prefetch, overlap, transport",
+            "expert_order, prefetch, overlap, network, copy_efficiency, transport",
         ),
         (
             "gpu.hbm_bandwith=2 TB/s",
@@ -241,7 +262,7 @@ def test_what_is_resolved_is_json_with_every_default_and_no_path_of_the_machine(
         "layer_map": "cycle",
         "tokens": "generated",
     }
-    assert told["workload"]["transport"]["launch_latency_s"] == 6.81e-6
+    assert told["workload"]["transport"]["costs"]["alltoall"]["direct"]["launch_s"] == 7.268e-6
     assert (told["topology_given"], told["workload_given"]) == ("nvswitch16", "moe128")
     assert str(ROOT) not in json.dumps(told)
     assert str(given.topology_path).endswith("nvswitch16.yaml")
