@@ -14,6 +14,7 @@ import numpy as np
 from simulator.cluster.graph import build_graph, gpus
 from simulator.cluster.routes import route_table
 from simulator.engine import core
+from simulator.engine.links import wires_of
 from simulator.engine.transfers import laid
 from simulator.spec.load import load_topology
 from tests.simgrid.oracle import Case, absent, ask, build
@@ -59,7 +60,7 @@ def all_to_all(topology: str, changes: tuple[str, ...]) -> Case:
     sizes = np.random.default_rng(7).gamma(2.0, MEAN_BYTES / 2.0, size=len(pairs))
     route = np.arange(len(pairs), dtype=np.int32)
     start_s = np.zeros(len(pairs))
-    routes = route_table(graph, pairs, {})
+    routes = route_table(graph, pairs)
     return Case(topology, routes, route, np.ceil(sizes), start_s)
 
 
@@ -67,7 +68,7 @@ def ours(case: Case, rounds: int = 3) -> tuple[float, np.ndarray]:
     """Seconds of the kernel from first to last transfer (median), and the finish times."""
     took_s = []
     for _ in range(rounds + 1):  # the first may compile
-        buffers = laid(case.routes, case.route, case.size_bytes, case.start_s)
+        buffers = laid(wires_of(case.routes), case.route, case.size_bytes, case.start_s)
         begun = time.perf_counter()
         core.advance(*buffers, np.inf)
         took_s.append(time.perf_counter() - begun)

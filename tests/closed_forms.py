@@ -76,6 +76,26 @@ def max_min_rates(
     return rates
 
 
+def weighted_max_min_rates(
+    capacity: Mapping[Hashable, float], uses: Sequence[Mapping[Hashable, float]]
+) -> list[float]:
+    """As `max_min_rates`, a flow of rate r taking r times its weight of each link it uses."""
+    rates = [0.0] * len(uses)
+    rising = set(range(len(uses)))
+    left = dict(capacity)
+    while rising:
+        loads = {link: sum(uses[f].get(link, 0.0) for f in rising) for link in left}
+        shares = {link: left[link] / load for link, load in loads.items() if load}
+        rise = min(shares.values())
+        full = {link for link, share in shares.items() if share <= rise * (1 + 1e-12)}
+        for flow in rising:
+            rates[flow] += rise
+        for link, load in loads.items():
+            left[link] -= load * rise
+        rising = {flow for flow in rising if not full & set(uses[flow])}
+    return rates
+
+
 def fluid(capacity: Mapping[Hashable, float], flows: Sequence[Flow]) -> list[float]:
     """Finish times (s) of flows at max-min fair rates, from event to event."""
     left = [flow.size_bytes for flow in flows]
@@ -100,6 +120,11 @@ def fluid(capacity: Mapping[Hashable, float], flows: Sequence[Flow]) -> list[flo
         waiting -= begun
         active |= begun
     return finish
+
+
+def on_wire(message_bytes: float, half_size_bytes: float, efficiency: float) -> float:
+    """Bytes that a message puts on a link: m / efficiency and a ramp that doubles half_size."""
+    return (message_bytes + (half_size_bytes * message_bytes) ** 0.5) / efficiency
 
 
 # --- computing ---------------------------------------------------------------------------

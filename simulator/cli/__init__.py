@@ -1,7 +1,7 @@
 """Floor 6: the command line. Arguments, printing and exit status; the work is done below.
 
-Results go to stdout, all else to stderr. Exit status: 0, 2 for what the user must change (one line
-per fault), 130 when interrupted.
+Results go to stdout, all else to stderr. Exit status: 0, 1 when `validate` found a set above its
+limit, 2 for what the user must change (one line per fault), 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -42,10 +42,28 @@ COMMANDS = {
         "when each transfer of a file arrives, sharing links max-min fairly",
         "transfers --topology h100x16-rail --flows flows.csv -o finished.csv",
     ),
+    "collective": Command(
+        arguments.collective,
+        commands.collective,
+        "how long a collective operation takes, size by size, as nccl-tests tells it",
+        "collective --topology dgx-h100 --op allreduce -b 8 -e 512M",
+    ),
+    "fit": Command(
+        arguments.fit,
+        commands.fit,
+        "a transport with parameters fitted to measured times",
+        "fit all_reduce.txt --topology dgx-h100 -o mine.yaml",
+    ),
+    "validate": Command(
+        arguments.validate,
+        commands.validate,
+        "how far simulated collectives are from measured ones",
+        "validate --json",
+    ),
     "list": Command(
         arguments.list_,
         commands.list_,
-        "what is shipped: topologies, workloads, traces, gpus, policies",
+        "what is shipped: topologies, workloads, transports, traces, gpus, policies",
         "list workloads",
     ),
     "show": Command(

@@ -85,10 +85,112 @@ def transfers(parser: Parser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="OUT", help="write the rows with finish_s here, not to stdout"
     )
+    _add_network(parser)
     parser.add_argument(
         "--links", metavar="CSV", help="write what every link carried here, not to stderr"
     )
     _add_json(parser, "print a list of rows as JSON, in B and s")
+
+
+def collective(parser: Parser) -> None:
+    """`collective`."""
+    parser.add_argument(
+        "--topology", required=True, metavar="T", help="the cluster: a shipped name or a path"
+    )
+    parser.add_argument(
+        "--op",
+        required=True,
+        metavar="OP",
+        help="alltoall, allreduce, allgather, reducescatter, sendrecv, dispatch or combine",
+    )
+    for flag, name, text in (
+        ("-b", "begin", "smallest size, as in 8, 64K, 512M, 1G: powers of 1024 (default 8)"),
+        ("-e", "end", "largest size (default 512M)"),
+        ("-f", "factor", "each size, or number of tokens, times this is the next (default 2)"),
+        ("--tokens", "tokens", "of each rank: 128 (default), or 1,16,128, or 16-128"),
+    ):
+        parser.add_argument(flag, dest=name, metavar="N", help=text)
+    for flag, text in (
+        ("--hidden", "dispatch, combine: elements of a token (default 7168)"),
+        ("--topk", "dispatch, combine: experts that a token takes (default 8)"),
+        ("--experts", "dispatch, combine: experts, dealt to the ranks contiguously (default 256)"),
+        ("--ranks", "only the first N GPUs (default all)"),
+        ("--seed", "of a law's random draws (default 0)"),
+    ):
+        parser.add_argument(flag, type=_whole, metavar="N", help=text)
+    parser.add_argument(
+        "--routing",
+        metavar="TRACE|LAW",
+        help="dispatch, combine: a trace (shipped name or path) or a law such as zipf:1.2 "
+        "(default uniform)",
+    )
+    parser.add_argument(
+        "--transport",
+        default="nccl",
+        metavar="X",
+        help="what moves the bytes: a shipped name or a path (default nccl)",
+    )
+    parser.add_argument(
+        "--algorithm",
+        default="auto",
+        metavar="A",
+        help="direct, two-tier, ring, tree, nvls or pair (default auto: the fastest for each row)",
+    )
+    _add_set(parser)
+    _add_json(parser, "print a list of rows as JSON")
+
+
+def fit(parser: Parser) -> None:
+    """`fit`."""
+    parser.add_argument(
+        "measured",
+        nargs="+",
+        metavar="MEASURED",
+        help="measured times: nccl-tests' output, or a CSV of NCCL or DeepEP times",
+    )
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="OUT", help="the transport to write"
+    )
+    parser.add_argument(
+        "--topology",
+        metavar="T",
+        help="where it was measured, a shipped name or a path (default: by the table's system)",
+    )
+    parser.add_argument(
+        "--op", metavar="OP", help="what an nccl-tests output timed, where it does not say"
+    )
+    parser.add_argument(
+        "--like",
+        metavar="TRANSPORT",
+        help="take its path, deduplication and bytes per token (default nccl, deepep-ll or "
+        "deepep-normal, by the table)",
+    )
+    parser.add_argument(
+        "--min-bytes",
+        default="64 KiB",
+        metavar="SIZE",
+        help="leave smaller NCCL rows out (default 64 KiB)",
+    )
+    parser.add_argument(
+        "--sms",
+        type=_whole,
+        metavar="N",
+        help="of DeepEP's normal kernels: take the rows of kernels on N SMs",
+    )
+    _add_json(parser, "print a list of rows as JSON")
+
+
+def validate(parser: Parser) -> None:
+    """`validate`."""
+    parser.add_argument(
+        "--reference",
+        metavar="DIR",
+        help="take every row of the full tables in this folder, not the shipped subset",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", help="also write the findings as a Markdown page"
+    )
+    _add_json(parser, "print a list of rows as JSON")
 
 
 def list_(parser: Parser) -> None:
@@ -97,7 +199,7 @@ def list_(parser: Parser) -> None:
         "what",
         nargs="?",
         metavar="WHAT",
-        help="topologies, workloads, traces, gpus or policies (default all)",
+        help="topologies, workloads, transports, traces, gpus or policies (default all)",
     )
     _add_json(parser, "print a list of rows as JSON")
 
@@ -110,6 +212,15 @@ def show(parser: Parser) -> None:
         "--topology", metavar="T", help="with a workload: the memory that it takes on these GPUs"
     )
     _add_set(parser)
+    parser.add_argument(
+        "--html", metavar="FILE", help="with a topology: also draw it, as a web page in this file"
+    )
+    parser.add_argument(
+        "--plotlyjs",
+        metavar="WHERE",
+        help="with --html: inline (default, 5 MB, one file), cdn (loaded from the network) or "
+        "directory (plotly.min.js beside FILE)",
+    )
     _add_json(parser, "print one JSON object, in SI units")
 
 
@@ -157,6 +268,16 @@ def routing_stats(parser: Parser) -> None:
     """`routing-stats`."""
     parser.add_argument("trace", metavar="TRACE", help="a shipped name or a path")
     _add_json(parser, "print one JSON object")
+
+
+def _add_network(parser: Parser) -> None:
+    parser.add_argument(
+        "--network",
+        default="exact",
+        metavar="MODE",
+        help="exact (default), epsilon:FRACTION (what would end within that fraction of its time "
+        "ends together) or coflow (a collective's transfers end together)",
+    )
 
 
 def _add_set(parser: Parser) -> None:

@@ -70,12 +70,16 @@ def transfers(options: Namespace) -> None:
     ends = (flows.sources, flows.targets)
     # Slow to import, so after what is likely to be refused.
     from simulator.api import announced_compilation
+    from simulator.engine.links import network_of
     from simulator.engine.transfers import LINK_COLUMNS, link_rows
     from simulator.engine.transfers import transfers as solve
 
+    network = network_of(options.network)
+
     try:
         with announced_compilation(_say):
-            found = solve(graph, *ends, flows.size_bytes, flows.start_s)
+            of = (*ends, flows.size_bytes, flows.start_s)
+            found = solve(graph, *of, network, flows.collectives)
     except InputError:
         files.refuse_unreachable(path, flows, unreachable(graph, zip(*ends, strict=True)))
         raise
@@ -94,6 +98,96 @@ def transfers(options: Namespace) -> None:
         files.write_rows(sys.stdout, header, rows)
     if options.links is None:
         _say(files.render_links(link_rows(found)))
+
+
+def collective(options: Namespace) -> None:
+    """Print how long a collective operation takes, for each size or number of tokens."""
+    from simulator.cli import collective as tables
+    from simulator.spec.load import load_topology
+    from simulator.spec.transport import load_transport
+
+    wanted = tables.asked(options)
+    on_topology, on_transport = tables.split_overrides(options.overrides)
+    topology = load_topology(options.topology, on_topology)
+    transport = load_transport(options.transport, on_transport)
+
+    from simulator.api import announced_compilation
+    from simulator.engine.transport import cluster_of
+
+    cluster = cluster_of(topology, options.ranks)
+    with announced_compilation(_say), _progress_bar() as progress:
+        asked = (wanted, cluster, transport, options.algorithm)
+        found = list(tables.rows(*asked, progress, _say))
+    if options.json:
+        _print_json([row for row, _ in found])
+    else:
+        print(tables.render([row for row, _ in found]))
+    if said := tables.note([time for _, time in found]):
+        _say(f"note: {said}")
+
+
+def fit(options: Namespace) -> None:
+    """Write a transport with parameters fitted to measured times."""
+    from simulator.cli import fitting, flows
+
+    flows.check_fresh(options.output)
+    rows, small = fitting.read_rows(options)
+    like = fitting.like(options, rows)
+
+    from simulator.api import announced_compilation
+    from simulator.studies.fit import fit as fitted
+    from simulator.studies.fit import prepare
+    from simulator.studies.simulated import topology_by_system
+    from simulator.studies.transport_file import fit_sources, transport_text
+
+    where = topology_by_system if options.topology is None else lambda row: options.topology
+    with announced_compilation(_say):
+        found = fitted(rows, where, like)
+        tables = [f"measured: {name}" for name in options.measured]
+        sources = fit_sources(found, prepare(rows, where, like), tables)
+    named: dict[str, object] = {
+        "name": fitting.name_of(options.output),
+        "sources": sources,
+        "description": "",
+    }
+    if rows[0].sms:
+        named["sms"] = rows[0].sms
+    fitting.write(options.output, transport_text(found.transport.model_copy(update=named)))
+    if small:
+        _say(f"{small} rows below {options.min_bytes} were left out")
+    if options.json:
+        _print_json(fitting.fit_rows(found))
+    else:
+        print(fitting.render_fit(found))
+    _say(f"kept in {options.output}")
+
+
+def validate(options: Namespace) -> None:
+    """Simulate all measured rows; exit status 1 if a set is farther off than its limit."""
+    from pathlib import Path
+
+    from simulator.api import announced_compilation
+    from simulator.cli import fitting
+    from simulator.studies.validate import validate as validated
+    from simulator.studies.validation_page import MARK, flat, render
+
+    if options.output is not None:
+        fitting.check_page(options.output, MARK)
+    with announced_compilation(_say):
+        found = validated(None if options.reference is None else Path(options.reference))
+    if options.output is not None:
+        fitting.write_page(options.output, render(found))
+    if options.json:
+        _print_json([flat(verdict) for verdict in found])
+    else:
+        print(fitting.render_verdicts(found))
+    failed = [verdict for verdict in found if not verdict.ok]
+    for verdict in failed:
+        _say(
+            f"failed: {verdict.set.key}: error {verdict.error:.1%}, limit {verdict.limit.limit:.1%}"
+        )
+    if failed:
+        raise SystemExit(1)
 
 
 def analyze(options: Namespace) -> None:
@@ -212,7 +306,13 @@ def show(options: Namespace) -> None:
     if options.what not in SHOWN:
         hint = did_you_mean(options.what, list(SHOWN))
         raise InputError(f"show: no {options.what!r}{hint}; known: {', '.join(SHOWN)}")
+    if options.html is not None or options.plotlyjs is not None:
+        from simulator.cli import picture
+
+        picture.check(options.what, options.html, options.plotlyjs)
     as_object, as_text = SHOWN[options.what](options.name, options.topology, options.overrides)
+    if options.html is not None:
+        picture.draw(options.name, options.overrides, as_object, options.html, options.plotlyjs)
     if options.json:
         _print_json(as_object)
     else:

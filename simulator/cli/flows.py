@@ -19,6 +19,7 @@ from simulator.spec.document import read_bounded
 from simulator.spec.units import Dimension, did_you_mean, parse_quantity
 
 COLUMNS = ("src", "dst", "bytes", "start_s")
+COLLECTIVE = "collective"  # may be there: which transfers are one collective
 FINISH = "finish_s"
 MAX_FAULTS = 10
 MAX_LINKS = 20  # of the table
@@ -33,7 +34,7 @@ class Flows(NamedTuple):
     """The rows of a file of transfers.
 
     header, rows: as written; lines: where each row stands; sources, targets: node names [rows];
-    size_bytes, start_s: float64 [rows].
+    size_bytes, start_s: float64 [rows]; collectives: what the column COLLECTIVE says, else "".
     """
 
     header: list[str]
@@ -43,6 +44,7 @@ class Flows(NamedTuple):
     targets: list[str]
     size_bytes: NDArray[np.float64]
     start_s: NDArray[np.float64]
+    collectives: list[str]
 
 
 class _Faults:
@@ -110,6 +112,9 @@ def read_flows(path: Path, nodes: Sequence[str], gpus: Sequence[str]) -> Flows:
         values["dst"],
         np.array(values["bytes"], dtype=np.float64),
         np.array(values["start_s"], dtype=np.float64),
+        [row[header.index(COLLECTIVE)].strip() for row in rows]
+        if COLLECTIVE in header
+        else [""] * len(rows),
     )
 
 

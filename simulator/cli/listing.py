@@ -9,7 +9,7 @@ from simulator.results.summary import number, size
 Rows = list[tuple[str, str]]
 
 # Where a workload writes a name of each family.
-_KEYS = {"routing": "routing.source", "transport": "transport.name"}
+_KEYS = {"routing": "routing.source"}
 
 
 def topologies() -> Rows:
@@ -26,6 +26,14 @@ def workloads() -> Rows:
     from simulator.spec.load import load_workload
 
     return [(name, load_workload(name).description) for name in shipped("workload")]
+
+
+def transports() -> Rows:
+    """Shipped ways to move the bytes of collective operations."""
+    from simulator.spec.find import shipped
+    from simulator.spec.transport import load_transport
+
+    return [(name, load_transport(name).description) for name in shipped("transport")]
 
 
 def traces() -> Rows:
@@ -81,6 +89,7 @@ def policies() -> Rows:
 LISTS: dict[str, Callable[[], Rows]] = {
     "topologies": topologies,
     "workloads": workloads,
+    "transports": transports,
     "traces": traces,
     "gpus": gpus,
     "policies": policies,

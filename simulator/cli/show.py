@@ -227,8 +227,7 @@ def _traffic_rows(found: Workload) -> list[tuple[str, str]]:
         ("overlap", f"{found.overlap}; prefetch {found.prefetch}; order {found.expert_order}"),
         (
             "transport",
-            f"{transport.name}, launch {duration(transport.launch_latency_s)}, deduplicated: "
-            f"{transport.deduplicate}",
+            f"{transport.name}, path {transport.path}, deduplicated: {transport.deduplicate}",
         ),
     ]
 

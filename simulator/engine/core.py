@@ -10,7 +10,13 @@ of a send's transfer for the operation that receives it.
 *Flows.* A transfer waits its path's latency, then moves its bytes at the rate that max-min
 fairness gives it among the transfers sharing each link (progressive filling: Bertsekas & Gallager,
 Data Networks, 2nd ed., section 6.5.2). All that changes at one instant is one solve, which
-begins at the first round that the change can reach.
+begins at the first round that the change can reach. With `epsilon` above 0, a transfer that lacks
+no more than that fraction of the time since it began ends together with the one that ends now.
+
+*Weighted* flows (`counts[WEIGHTED]`): a flow of rate r takes w r of a link, with a weight w per
+link: the share of a sprayed transfer that crosses it, or what a whole collective, as one flow at
+the mean rate of its transfers, sends over it. These are solved from scratch, and only if the
+change touches a link that others use.
 
 The core moves on its own until an operation ends of which the outside wants to hear, or to the
 next event outside. Its state lies in three buffers, so that a call passes few arrays; `views`
@@ -19,7 +25,8 @@ gives them names and shapes, as the tuple `Net`:
     op_f    float64 [ops, 5]     when ready, start, end (s; -1 before), duration (s) or fetch bytes,
                                  delay (s) between ready and the queue
     op_i    int32   [ops, 9]     kind, stream, waits, next in stream, row (send: of the send table;
-                                 fetch: route), first receiver, transfers left, cause, 1 = tell
+                                 fetch: route), first receiver (-1: a whole collective), transfers
+                                 left, cause, 1 = tell
     edge_ptr, edge_to  int32 [laid ops + 1], [edges]      who waits for an operation, laid at start
     more_head int32 [ops], more int32 [MORE, 2]           the same, added later: to, next
     stream_i int32  [streams, 3] running operation, last queued, 1 = tell when it falls idle
@@ -27,25 +34,29 @@ gives them names and shapes, as the tuple `Net`:
     send_f  float64 [sends]      bytes
     flow_f  float64 [flows, 4]   bytes left, rate (B/s), time to which `bytes left` refers (s), when
                                  it ends at the present rate (s)
-    flow_i  int32   [flows, 4]   route, operation, receiver, source GPU
-    way     int32   [flows * WAY]  the round that froze it, number of links, then link and place in
-                                 `line` of each
+    began   float64 [flows]      when it came onto its links (s)
+    flow_i  int32   [flows, 5]   route, operation, receiver, source GPU, place in `active`
+    active  int32   [flows]      weighted: flows on links
+    way     int32   [flows << SHIFT]  the round that froze it, number of links, then link and place
+                                 in `line` of each (weighted: 1 = frozen in this solve)
     line    int32   [places]     flows on each link, as places in `way`: the frozen, in the order in
                                  which they froze, then those that are not
     spare   float64 [places]     the link's capacity left before the flow in that place froze
     link_f  float64 [links, 2]   capacity; share of the link at this place of `by_share`
     link_i  int32   [links, 5]   first place, end, frozen end, place in `used`, 1 = in `fresh`
-    round_f float64 [links, 2]   rounds of the last solve: rate (B/s), when the first flow ends (s)
+    round_f float64 [links, 3]   rounds of the last solve: rate (B/s), when the first flow ends (s),
+                                 the same of all rounds so far
     round_i int32   [links, 2]   link, first place of the flows frozen on it
     by_share int32  [links]      heap of links by the share of each flow left on them
     used, fresh int32 [links]    links with flows on them; with flows that came since the last solve
-    route_i int32   [routes, 1 + HOPS]  number of links, links
+    route_ptr, route_i  int32 [routes + 1], [crossings]   links of each route
+    route_w float64 [crossings]  weighted: what a transfer's rate takes of the link, per B/s
     route_f float64 [routes]     latency (s)
     heap_f, heap_i  float64, int32 [events, 3]  times; kind, item and number of what will happen
     gone, free int32 [flows]     flows that end now; unused rows
     work    int32   [WORK, 3]    what is still to do in this instant: action, operation, cause
     ended   int32   [ops + streams]  out: operations that ended, or -1 - stream that fell idle
-    clock   float64 [2]          present; next event (inf: none)
+    clock   float64 [4]          present; next event (inf: none); since when links are busy; epsilon
     counts  int64   [COUNTS]     sizes, lengths and statistics
 
 All of it is in one file because numba's cache on disk knows of changes to the file of a compiled
@@ -65,27 +76,26 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 
-HOPS = 12  # most links of one route
-
 READY, START, END, DURATION, DELAY = 0, 1, 2, 3, 4
 KIND, STREAM, WAITS, NEXT, ROW, RECEIVER, LEFT, CAUSE, TELL = 0, 1, 2, 3, 4, 5, 6, 7, 8
 TIMED, SEND, FETCH = 0, 1, 2
 RUNNING, LAST, TELL_IDLE = 0, 1, 2
 BYTES, RATE, SINCE, ENDS = 0, 1, 2, 3
-F_ROUTE, F_OP, F_RECEIVER, F_SOURCE = 0, 1, 2, 3
+F_ROUTE, F_OP, F_RECEIVER, F_SOURCE, F_ACTIVE = 0, 1, 2, 3, 4
 ROUND, HOPS_OF, FIRST_HOP = 0, 1, 2
-WAY = FIRST_HOP + 2 * HOPS  # of a flow: the round that froze it, its hops, link and place of each
-CAPACITY, SHARE = 0, 1  # SHARE: by place in `by_share`
+CAPACITY, SHARE, SPARE, LOAD = 0, 1, 2, 3  # SHARE: by place in `by_share`; last two: weighted
 L_FIRST, L_END, L_FROZEN, L_USED, L_NEW = 0, 1, 2, 3, 4
-R_SHARE, R_ENDS = 0, 1
+R_SHARE, R_ENDS, R_FIRST_END = 0, 1, 2
 R_LINK, R_FROM = 0, 1
 
 # counts: sizes of the tables, then the core's own integers
 OPS, LAID, EDGES, MORE, STREAMS, ROWS, SENDS, FLOWS, LINKS, ROUTES, EVENTS, WORK, PLACES = range(13)
-SIZES = 13
-N_USED, N_HEAP, N_ROUNDS, N_NEW, N_FREE, N_SEQUENCE, N_ENDED, N_MORE, N_WORK = range(13, 22)
-N_SOLVES, N_RATES, N_CHANGED = 22, 23, 24
-COUNTS = 25
+CROSSINGS, SHIFT = 13, 14  # SHIFT: log2 of the length of a flow's row in `way`
+SIZES = 15
+N_USED, N_HEAP, N_ROUNDS, N_NEW, N_FREE, N_SEQUENCE, N_ENDED, N_MORE, N_WORK = range(15, 24)
+N_SOLVES, N_RATES, N_CHANGED, N_ACTIVE, WEIGHTED = range(24, 29)
+COUNTS = 29
+PRESENT, NEXT_EVENT, BUSY_SINCE, EPSILON = range(4)
 
 # Actions on an operation, and kinds of event: one thing less to wait for; queue it on its stream;
 # start it; it has ended; its transfers, or one of them, go on the wire.
@@ -109,6 +119,7 @@ class Net(NamedTuple):
     send_f: Floats
     flow_f: Floats
     flow_i: Ints
+    active: Ints
     way: Ints
     line: Ints
     spare: Floats
@@ -119,7 +130,9 @@ class Net(NamedTuple):
     by_share: Ints
     used: Ints
     fresh: Ints
+    route_ptr: Ints
     route_i: Ints
+    route_w: Floats
     route_f: Floats
     heap_f: Floats
     heap_i: Ints
@@ -128,16 +141,20 @@ class Net(NamedTuple):
     work: Ints
     ended: Ints
     clock: Floats
+    began: Floats
     counts: Longs
 
 
 def buffers(sizes: list[int]) -> tuple[Floats, Ints, Longs]:
-    """Zeroed buffers for tables of these sizes (in the order OPS, LAID, ..., PLACES)."""
-    ops, laid, edges, more, streams, rows, sends, flows, links, routes, events, work, places = sizes
-    floats = np.zeros(5 * ops + sends + 4 * flows + places + 4 * links + routes + events + 2)
+    """Zeroed buffers for tables of these sizes (in the order OPS, LAID, ..., SHIFT)."""
+    ops, laid, edges, more, streams, rows, sends, flows, links, routes, events, work = sizes[:12]
+    places, crossings, shift = sizes[12:]
+    floats = np.zeros(
+        5 * ops + sends + 5 * flows + places + 7 * links + routes + crossings + events + 4
+    )
     ints = np.zeros(
         11 * ops + laid + 1 + edges + 2 * more + 4 * streams + rows + 1 + 2 * sends
-        + (6 + WAY) * flows + places + 10 * links + (1 + HOPS) * routes + 3 * events
+        + 8 * flows + (flows << shift) + places + 10 * links + routes + 1 + crossings + 3 * events
         + 3 * work,
         dtype=np.int32,
     )  # fmt: skip
@@ -151,15 +168,16 @@ def views(floats: Floats, ints: Ints, counts: Longs) -> Net:
     ops, laid, edges, more = counts[OPS], counts[LAID], counts[EDGES], counts[MORE]
     streams, rows, sends, flows = counts[STREAMS], counts[ROWS], counts[SENDS], counts[FLOWS]
     links, routes, events, work = counts[LINKS], counts[ROUTES], counts[EVENTS], counts[WORK]
-    places = counts[PLACES]
+    places, crossings, shift = counts[PLACES], counts[CROSSINGS], counts[SHIFT]
     f1 = 5 * ops
     f2 = f1 + sends
     f3 = f2 + 4 * flows
     f4 = f3 + places
-    f5 = f4 + 2 * links
-    f6 = f5 + 2 * links
+    f5 = f4 + 4 * links
+    f6 = f5 + 3 * links
     f7 = f6 + routes
-    f8 = f7 + events
+    f8 = f7 + crossings
+    f9 = f8 + events
     i1 = 9 * ops
     i2 = i1 + laid + 1
     i3 = i2 + edges
@@ -168,19 +186,21 @@ def views(floats: Floats, ints: Ints, counts: Longs) -> Net:
     i6 = i5 + 3 * streams
     i7 = i6 + rows + 1
     i8 = i7 + 2 * sends
-    i9 = i8 + 4 * flows
-    i10 = i9 + WAY * flows
-    i11 = i10 + places
-    i12 = i11 + 5 * links
-    i13 = i12 + 2 * links
-    i14 = i13 + links
+    i9 = i8 + 5 * flows
+    i10 = i9 + flows
+    i11 = i10 + (flows << shift)
+    i12 = i11 + places
+    i13 = i12 + 5 * links
+    i14 = i13 + 2 * links
     i15 = i14 + links
     i16 = i15 + links
-    i17 = i16 + (1 + HOPS) * routes
-    i18 = i17 + 3 * events
-    i19 = i18 + flows
-    i20 = i19 + flows
-    i21 = i20 + 3 * work
+    i17 = i16 + links
+    i18 = i17 + routes + 1
+    i19 = i18 + crossings
+    i20 = i19 + 3 * events
+    i21 = i20 + flows
+    i22 = i21 + flows
+    i23 = i22 + 3 * work
     return Net(
         op_f=floats[:f1].reshape(ops, 5),
         op_i=ints[:i1].reshape(ops, 9),
@@ -193,36 +213,37 @@ def views(floats: Floats, ints: Ints, counts: Longs) -> Net:
         send_i=ints[i7:i8].reshape(sends, 2),
         send_f=floats[f1:f2],
         flow_f=floats[f2:f3].reshape(flows, 4),
-        flow_i=ints[i8:i9].reshape(flows, 4),
-        way=ints[i9:i10],
-        line=ints[i10:i11],
+        flow_i=ints[i8:i9].reshape(flows, 5),
+        active=ints[i9:i10],
+        way=ints[i10:i11],
+        line=ints[i11:i12],
         spare=floats[f3:f4],
-        link_f=floats[f4:f5].reshape(links, 2),
-        link_i=ints[i11:i12].reshape(links, 5),
-        round_f=floats[f5:f6].reshape(links, 2),
-        round_i=ints[i12:i13].reshape(links, 2),
-        by_share=ints[i13:i14],
-        used=ints[i14:i15],
-        fresh=ints[i15:i16],
-        route_i=ints[i16:i17].reshape(routes, 1 + HOPS),
+        link_f=floats[f4:f5].reshape(links, 4),
+        link_i=ints[i12:i13].reshape(links, 5),
+        round_f=floats[f5:f6].reshape(links, 3),
+        round_i=ints[i13:i14].reshape(links, 2),
+        by_share=ints[i14:i15],
+        used=ints[i15:i16],
+        fresh=ints[i16:i17],
+        route_ptr=ints[i17:i18],
+        route_i=ints[i18:i19],
+        route_w=floats[f7:f8],
         route_f=floats[f6:f7],
-        heap_f=floats[f7:f8],
-        heap_i=ints[i17:i18].reshape(events, 3),
-        gone=ints[i18:i19],
-        free=ints[i19:i20],
-        work=ints[i20:i21].reshape(work, 3),
-        ended=ints[i21 : i21 + ops + streams],
-        clock=floats[f8 : f8 + 2],
+        heap_f=floats[f8:f9],
+        heap_i=ints[i19:i20].reshape(events, 3),
+        gone=ints[i20:i21],
+        free=ints[i21:i22],
+        work=ints[i22:i23].reshape(work, 3),
+        ended=ints[i23 : i23 + ops + streams],
+        clock=floats[f9 : f9 + 4],
+        began=floats[f9 + 4 : f9 + 4 + flows],
         counts=counts,
     )
 
 
-def flows_on_links(binding: Ints, flows: NDArray[np.int64], links: int) -> NDArray[np.int64]:
-    """Flows per link int64 [links], from those per route int64 [routes]."""
-    found = np.zeros(links, dtype=np.int64)
-    for row, number in zip(binding, flows.tolist(), strict=True):
-        found[row[1 : 1 + row[0]]] += number
-    return found
+def row_shift(hops: int) -> int:
+    """SHIFT for routes of at most this many links."""
+    return (FIRST_HOP + 2 * hops - 1).bit_length()
 
 
 def connect(net: Net, capacity: Floats, flows: NDArray[np.int64]) -> None:
@@ -313,34 +334,71 @@ def _enter(net: Net, flow: int, now: float) -> None:
     way = net.way
     line = net.line
     link_i = net.link_i
+    route_ptr = net.route_ptr
     route_i = net.route_i
     used = net.used
     fresh = net.fresh
     counts = net.counts
+    clock = net.clock
     route = net.flow_i[flow, F_ROUTE]
     flow_f[flow, RATE] = 0.0
     flow_f[flow, SINCE] = now
     flow_f[flow, ENDS] = np.inf
-    row = flow * WAY
+    net.began[flow] = now
+    if counts[WEIGHTED]:
+        _enter_weighted(net, flow, now)
+        return
+    if counts[N_USED] == 0:
+        clock[BUSY_SINCE] = now
+    row = flow << counts[SHIFT]
     way[row + ROUND] = counts[LINKS]
-    way[row + HOPS_OF] = route_i[route, 0]
+    way[row + HOPS_OF] = route_ptr[route + 1] - route_ptr[route]
     counts[N_CHANGED] = 1
-    for h in range(route_i[route, 0]):
-        link = route_i[route, 1 + h]
+    hop = row + FIRST_HOP
+    for h in range(route_ptr[route], route_ptr[route + 1]):
+        link = route_i[h]
         at = link_i[link, L_END]
         if at == link_i[link, L_FIRST]:
             used[counts[N_USED]] = link
             link_i[link, L_USED] = counts[N_USED]
             counts[N_USED] += 1
-        hop = row + FIRST_HOP + 2 * h
         way[hop] = link
         way[hop + 1] = at
         line[at] = hop
+        hop += 2
         link_i[link, L_END] = at + 1
         if link_i[link, L_NEW] == 0:
             link_i[link, L_NEW] = 1
             fresh[counts[N_NEW]] = link
             counts[N_NEW] += 1
+
+
+@inlined
+def _enter_weighted(net: Net, flow: int, now: float) -> None:
+    """Put a weighted flow on its links, here counted in L_END; alone on all, it has its rate."""
+    flow_f = net.flow_f
+    flow_i = net.flow_i
+    link_f = net.link_f
+    link_i = net.link_i
+    route_i = net.route_i
+    route_w = net.route_w
+    counts = net.counts
+    route = flow_i[flow, F_ROUTE]
+    flow_i[flow, F_ACTIVE] = counts[N_ACTIVE]
+    net.active[counts[N_ACTIVE]] = flow
+    counts[N_ACTIVE] += 1
+    alone = True
+    rate = np.inf
+    for h in range(net.route_ptr[route], net.route_ptr[route + 1]):
+        link = route_i[h]
+        alone &= link_i[link, L_END] == link_i[link, L_FIRST]
+        rate = min(rate, link_f[link, CAPACITY] / route_w[h])
+        link_i[link, L_END] += 1
+    if alone:
+        flow_f[flow, RATE] = rate
+        flow_f[flow, ENDS] = now + flow_f[flow, BYTES] / rate if rate > 0.0 else np.inf
+    else:
+        counts[N_CHANGED] = 1
 
 
 @inlined
@@ -351,11 +409,12 @@ def _thaw(net: Net, first: int) -> None:
     link_i = net.link_i
     round_i = net.round_i
     counts = net.counts
+    shift = np.uint64(counts[SHIFT])
     while counts[N_ROUNDS] > first:
         counts[N_ROUNDS] -= 1
         r = counts[N_ROUNDS]
         for at in range(round_i[r, R_FROM], link_i[round_i[r, R_LINK], L_FROZEN]):
-            row = np.uint64(np.uint64(line[at]) // np.uint64(WAY) * np.uint64(WAY))
+            row = np.uint64((np.uint64(line[at]) >> shift) << shift)
             hop = np.uint64(row + np.uint64(FIRST_HOP))
             beyond = np.uint64(hop + np.uint64(2 * way[row + np.uint64(HOPS_OF)]))
             while hop < beyond:  # its own link is among them
@@ -374,8 +433,13 @@ def _leave(net: Net, flow: int) -> None:
     used = net.used
     free = net.free
     counts = net.counts
+    free[counts[N_FREE]] = flow
+    counts[N_FREE] += 1
+    if counts[WEIGHTED]:
+        _leave_weighted(net, flow)
+        return
     counts[N_CHANGED] = 1
-    row = flow * WAY
+    row = flow << counts[SHIFT]
     _thaw(net, way[row + ROUND])
     for h in range(way[row + HOPS_OF]):
         hop = row + FIRST_HOP + 2 * h
@@ -391,8 +455,26 @@ def _leave(net: Net, flow: int) -> None:
             last = used[counts[N_USED]]
             used[link_i[link, L_USED]] = last
             link_i[last, L_USED] = link_i[link, L_USED]
-    free[counts[N_FREE]] = flow
-    counts[N_FREE] += 1
+
+
+@inlined
+def _leave_weighted(net: Net, flow: int) -> None:
+    """Take a weighted flow off its links; where nobody else was, no rate changes."""
+    flow_i = net.flow_i
+    link_i = net.link_i
+    active = net.active
+    route_i = net.route_i
+    counts = net.counts
+    counts[N_ACTIVE] -= 1
+    last = active[counts[N_ACTIVE]]
+    active[flow_i[flow, F_ACTIVE]] = last
+    flow_i[last, F_ACTIVE] = flow_i[flow, F_ACTIVE]
+    route = flow_i[flow, F_ROUTE]
+    for h in range(net.route_ptr[route], net.route_ptr[route + 1]):
+        link = route_i[h]
+        link_i[link, L_END] -= 1
+        if link_i[link, L_END] > link_i[link, L_FIRST]:
+            counts[N_CHANGED] = 1
 
 
 @inlined
@@ -406,12 +488,13 @@ def _first_changed(net: Net, link: int) -> int:
     round_i = net.round_i
     end = link_i[link, L_END]
     frozen = link_i[link, L_FROZEN]
+    shift = net.counts[SHIFT]
     r = 0
     for at in range(link_i[link, L_FIRST], frozen + 1):
         share = spare[at] / (end - at) if end > at else np.inf
         last = net.counts[N_ROUNDS] - 1
         if at < frozen:
-            last = way[line[at] // WAY * WAY + ROUND]
+            last = way[(line[at] >> shift << shift) + ROUND]
         while r <= last:
             if round_f[r, R_SHARE] > share or round_i[r, R_LINK] == link:
                 return r
@@ -460,6 +543,7 @@ def _solve(net: Net, now: float) -> None:
     used = net.used
     fresh = net.fresh
     counts = net.counts
+    shift = np.uint64(counts[SHIFT])
     for i in range(counts[N_NEW]):
         link_i[fresh[i], L_NEW] = 0
         _thaw(net, _first_changed(net, fresh[i]))
@@ -478,6 +562,7 @@ def _solve(net: Net, now: float) -> None:
     for i in range(live // 2 - 1, -1, -1):
         _sink(net, i, live, by_share[i], link_f[i, SHARE])
     r = counts[N_ROUNDS]
+    first_end = round_f[r - 1, R_FIRST_END] if r > 0 else np.inf
     while live > 0:
         link = by_share[0]
         k = link_i[link, L_FROZEN]
@@ -498,8 +583,8 @@ def _solve(net: Net, now: float) -> None:
         ends = np.inf
         for at in range(k, end):
             first = np.uint64(line[at])
-            flow = np.uint64(first // np.uint64(WAY))
-            row = np.uint64(flow * np.uint64(WAY))
+            flow = np.uint64(first >> shift)
+            row = np.uint64(flow << shift)
             way[row] = r
             hop = np.uint64(row + np.uint64(FIRST_HOP))
             beyond = np.uint64(hop + np.uint64(2 * way[row + np.uint64(HOPS_OF)]))
@@ -532,8 +617,138 @@ def _solve(net: Net, now: float) -> None:
         round_i[r, R_FROM] = k
         round_f[r, R_SHARE] = share
         round_f[r, R_ENDS] = ends
+        first_end = min(first_end, ends)
+        round_f[r, R_FIRST_END] = first_end
         r += 1
     counts[N_ROUNDS] = r
+
+
+@inlined
+def _solve_weighted(net: Net, now: float) -> None:
+    """Max-min rates of weighted flows by progressive filling, all anew.
+
+    A round freezes what is left on the link that has least for a weight of 1. Flows on a link stand
+    in `line` as long as the solve lasts.
+    """
+    flow_f = net.flow_f
+    flow_i = net.flow_i
+    active = net.active
+    frozen = net.way
+    line = net.line
+    link_f = net.link_f
+    link_i = net.link_i
+    by_share = net.by_share
+    route_ptr = net.route_ptr
+    route_i = net.route_i
+    route_w = net.route_w
+    counts = net.counts
+    counts[N_CHANGED] = 0
+    counts[N_SOLVES] += 1
+    counts[N_RATES] += counts[N_ACTIVE]
+    live = 0
+    for i in range(counts[N_ACTIVE]):
+        flow = active[i]
+        frozen[flow] = 0
+        route = flow_i[flow, F_ROUTE]
+        for h in range(route_ptr[route], route_ptr[route + 1]):
+            link = route_i[h]
+            at = link_i[link, L_FROZEN]
+            if at == link_i[link, L_FIRST]:
+                by_share[live] = link
+                live += 1
+                link_f[link, SPARE] = link_f[link, CAPACITY]
+                link_f[link, LOAD] = 0.0
+            line[at] = flow
+            link_i[link, L_FROZEN] = at + 1
+            link_f[link, LOAD] += route_w[h]
+    for i in range(live):
+        link = by_share[i]
+        link_i[link, L_NEW] = link_i[link, L_FROZEN] - link_i[link, L_FIRST]  # flows not frozen
+        link_i[link, L_FROZEN] = link_i[link, L_FIRST]
+        link_f[i, SHARE] = link_f[link, SPARE] / link_f[link, LOAD]
+    for i in range(live // 2 - 1, -1, -1):
+        _sink(net, i, live, by_share[i], link_f[i, SHARE])
+    while live > 0:
+        link = by_share[0]
+        share = link_f[0, SHARE]
+        if link_i[link, L_NEW] > 0:
+            now_share = link_f[link, SPARE] / link_f[link, LOAD]
+            if now_share > share:  # shares only rise: look again when it is the least
+                _sink(net, 0, live, link, now_share)
+                continue
+        live -= 1
+        if live > 0:
+            _sink(net, 0, live, by_share[live], link_f[live, SHARE])
+        if link_i[link, L_NEW] == 0:
+            continue
+        share = max(share, 0.0)
+        for at in range(link_i[link, L_FIRST], link_i[link, L_END]):
+            flow = line[at]
+            if frozen[flow]:
+                continue
+            frozen[flow] = 1
+            route = flow_i[flow, F_ROUTE]
+            for h in range(route_ptr[route], route_ptr[route + 1]):
+                other = route_i[h]
+                link_f[other, SPARE] -= share * route_w[h]
+                link_f[other, LOAD] -= route_w[h]
+                link_i[other, L_NEW] -= 1
+            if flow_f[flow, RATE] != share:
+                left = flow_f[flow, BYTES] - flow_f[flow, RATE] * (now - flow_f[flow, SINCE])
+                flow_f[flow, BYTES] = left
+                flow_f[flow, SINCE] = now
+                flow_f[flow, RATE] = share
+                if left > 0.0:
+                    flow_f[flow, ENDS] = now + left / share if share > 0.0 else np.inf
+                else:
+                    flow_f[flow, ENDS] = now
+
+
+@inlined
+def _first_end(net: Net) -> float:
+    """When the first flow ends at the present rates (s); inf if none does."""
+    flow_f = net.flow_f
+    active = net.active
+    round_f = net.round_f
+    counts = net.counts
+    rounds = counts[N_ROUNDS]
+    first = round_f[rounds - 1, R_FIRST_END] if rounds > 0 else np.inf
+    for i in range(counts[N_ACTIVE]):
+        first = min(first, flow_f[active[i], ENDS])
+    return float(first)
+
+
+@inlined
+def _ending(net: Net, now: float, instant: float) -> int:
+    """How many flows end now, put into `gone`: by `instant`, or almost (EPSILON)."""
+    flow_f = net.flow_f
+    active = net.active
+    line = net.line
+    link_i = net.link_i
+    round_f = net.round_f
+    round_i = net.round_i
+    gone = net.gone
+    clock = net.clock
+    began = net.began
+    counts = net.counts
+    shift = counts[SHIFT]
+    epsilon = clock[EPSILON]
+    ends = 0
+    for i in range(counts[N_ACTIVE]):
+        flow = active[i]
+        if flow_f[flow, ENDS] <= instant + epsilon * (now - began[flow]):
+            gone[ends] = flow
+            ends += 1
+    latest = instant + epsilon * (now - clock[BUSY_SINCE])
+    for r in range(counts[N_ROUNDS]):
+        if round_f[r, R_ENDS] <= latest:
+            link = round_i[r, R_LINK]
+            for at in range(round_i[r, R_FROM], link_i[link, L_END]):
+                flow = line[at] >> shift
+                if flow_f[flow, ENDS] <= instant + epsilon * (now - began[flow]):
+                    gone[ends] = flow
+                    ends += 1
+    return ends
 
 
 @inlined
@@ -572,8 +787,8 @@ def _count_down(net: Net, op: int, cause: int, now: float) -> None:
     if op_i[op, WAITS] > 0:
         return
     op_f[op, READY] = now
-    if op_i[op, KIND] != SEND:  # a send's cause is its GPU, for those who receive from it
-        op_i[op, CAUSE] = cause
+    if op_i[op, KIND] != SEND or op_i[op, RECEIVER] < 0:
+        op_i[op, CAUSE] = cause  # else its GPU, for those who receive from it
     if op_f[op, DELAY] > 0.0:
         _push(net, now + op_f[op, DELAY], JOIN, op)
     else:
@@ -655,13 +870,18 @@ def _finish(net: Net, op: int, now: float) -> None:
         ended[counts[N_ENDED]] = op
         counts[N_ENDED] += 1
     stream = op_i[op, STREAM]
-    # Only a point of meeting hands on what it waited for; a kernel is a cause of its own.
+    # Only a point of meeting hands on what it waited for, and a whole collective the operation for
+    # which it waited; a kernel is a cause of its own.
     cause = -1
-    if stream < 0 and op_i[op, KIND] == TIMED:
+    if (stream < 0 and op_i[op, KIND] == TIMED) or (
+        op_i[op, KIND] == SEND and op_i[op, RECEIVER] < 0
+    ):
         cause = op_i[op, CAUSE]
     if op < counts[LAID]:
         for e in range(edge_ptr[op], edge_ptr[op + 1]):
-            _todo(net, COUNT, edge_to[e], cause)
+            after = edge_to[e]
+            whole = op_i[after, KIND] == SEND and op_i[after, RECEIVER] < 0
+            _todo(net, COUNT, after, op if whole else cause)
     item = more_head[op]
     more_head[op] = -1
     while item >= 0:
@@ -685,7 +905,7 @@ def start(floats: Floats, ints: Ints, counts: Longs, ops: Ints, now: float) -> N
     """Take one thing to wait for from each of `ops` int32 [n], at `now` (s), in their order."""
     net = _views(floats, ints, counts)
     for op in ops:
-        _push(net, max(now, net.clock[0]), COUNT, op)
+        _push(net, max(now, net.clock[PRESENT]), COUNT, op)
 
 
 @allocation_free
@@ -710,7 +930,7 @@ def add(
     op_i = net.op_i
     more_head = net.more_head
     more = net.more
-    now = max(now, net.clock[0])
+    now = max(now, net.clock[PRESENT])
     for i in range(real.size):
         op = whole[4 * i]
         op_i[op, KIND] = whole[4 * i + 1]
@@ -756,38 +976,26 @@ def advance(floats: Floats, ints: Ints, counts: Longs, limit: float) -> int:
     op_i = net.op_i
     send_ptr = net.send_ptr
     flow_i = net.flow_i
-    flow_f = net.flow_f
-    line = net.line
-    link_i = net.link_i
-    round_f = net.round_f
-    round_i = net.round_i
     gone = net.gone
     heap_f = net.heap_f
     work = net.work
     clock = net.clock
     while counts[N_ENDED] == 0:
         if counts[N_CHANGED] > 0:
-            _solve(net, clock[0])
-        now = np.inf
+            if counts[WEIGHTED]:
+                _solve_weighted(net, clock[PRESENT])
+            else:
+                _solve(net, clock[PRESENT])
+        now = _first_end(net)
         if counts[N_HEAP] > 0:
-            now = heap_f[0]
-        for r in range(counts[N_ROUNDS]):
-            now = min(now, round_f[r, R_ENDS])
+            now = min(now, heap_f[0])
         if now > limit or now == np.inf:
-            clock[1] = now
+            clock[NEXT_EVENT] = now
             return 0
-        now = max(now, clock[0])
-        clock[0] = now
+        now = max(now, clock[PRESENT])
+        clock[PRESENT] = now
         instant = now * (1.0 + SAME_INSTANT)
-        ends = 0
-        for r in range(counts[N_ROUNDS]):
-            if round_f[r, R_ENDS] <= instant:
-                link = round_i[r, R_LINK]
-                for at in range(round_i[r, R_FROM], link_i[link, L_END]):
-                    flow = line[at] // WAY
-                    if flow_f[flow, ENDS] <= instant:
-                        gone[ends] = flow
-                        ends += 1
+        ends = _ending(net, now, instant)
         for i in range(ends):
             flow = gone[i]
             receiver = flow_i[flow, F_RECEIVER]
@@ -827,7 +1035,7 @@ def advance(floats: Floats, ints: Ints, counts: Longs, limit: float) -> int:
                     flow = _send_flow(net, item, i) if action == BEGIN else item
                     _enter(net, flow, now)
         counts[N_WORK] = 0
-    clock[1] = clock[0]
+    clock[NEXT_EVENT] = clock[PRESENT]
     found = int(counts[N_ENDED])
     counts[N_ENDED] = 0
     return found

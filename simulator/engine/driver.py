@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappush
 
 import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from simulator.cluster.routes import RouteTable
-from simulator.engine import core
+from simulator.engine import core, links
+from simulator.engine.links import Merged, Wires
 
 LAST = 2  # simpy priority after all else of the same instant (URGENT is 0, NORMAL is 1)
 
@@ -27,10 +27,18 @@ class Driver:
     """
 
     def __init__(
-        self, env: simpy.Environment, routes: RouteTable, streams: int, laid: int, edges: Ints
+        self,
+        env: simpy.Environment,
+        wires: Wires,
+        streams: int,
+        laid: int,
+        edges: Ints,
+        epsilon: float = 0.0,
+        collectives: int = 0,
     ) -> None:
         """`laid`: operations of the fixed part; `edges` int32 [edges, 2]: (from, to) within it,
-        sorted by from.
+        sorted by from; `epsilon`: what would end within that fraction of its time ends together;
+        `collectives`: how many may be on the wire at once as one flow each.
         """
         self.env = env
         self.on_end: Callable[[list[int]], None] = lambda _: None
@@ -43,17 +51,14 @@ class Driver:
         sizes[core.MORE] = 256
         sizes[core.STREAMS] = streams
         sizes[core.FLOWS] = 256
-        sizes[core.LINKS] = len(routes.links)
-        sizes[core.ROUTES] = routes.count
-        at_once = np.full(routes.count, AT_ONCE)
-        on_link = core.flows_on_links(routes.binding, at_once, len(routes.links))
-        sizes[core.PLACES] = int(on_link.sum()) + len(routes.links)
-        self._routes = routes
+        at_once = np.full(wires.routes, AT_ONCE)
+        links.size(sizes, wires, at_once, collectives)
+        self._wires = wires
+        self._epsilon = epsilon
+        self._collectives = collectives
         self._allocate(_with_room(sizes))
         net = self.net
-        core.connect(net, routes.bandwidth_bytes_per_s, on_link)
-        net.route_i[:] = routes.binding
-        net.route_f[:] = routes.latency_s
+        links.connect(net, wires, at_once, epsilon, collectives)
         net.stream_i[:, : core.TELL_IDLE] = -1
         net.edge_ptr[1:] = np.cumsum(np.bincount(edges[:, 0], minlength=laid))
         net.edge_to[:] = edges[:, 1]
@@ -68,8 +73,10 @@ class Driver:
         send_ptr: Ints,
         send_i: Ints,
         send_f: NDArray[np.float64],
+        collectives: Sequence[Merged] = (),
     ) -> None:
-        """Set the fixed part for a step: operations [laid, 5] and [laid, 9], and the send table.
+        """Set the fixed part for a step: operations [laid, 5] and [laid, 9], the send table, and
+        the collectives that are one flow; their routes follow those of the wires.
 
         Every operation of the step before has ended, but for fetches added and still running.
         """
@@ -87,6 +94,8 @@ class Driver:
             }
         )
         laid = len(op_i)
+        if collectives:
+            self._lay_routes(links.wires_of_merged(self._wires, collectives))
         free = (op_i[:, core.KIND] == core.FETCH) & (op_i[:, core.STREAM] < 0)
         if free.any():  # they do not wait for one another
             self._widen(op_i[free, core.ROW])
@@ -101,6 +110,19 @@ class Driver:
         live = net.op_f[laid:, core.END] < 0.0
         live &= net.op_i[laid:, core.KIND] == core.FETCH
         self._ids = (laid + np.flatnonzero(~live))[::-1].tolist()
+
+    def _lay_routes(self, added: Wires) -> None:
+        """Put routes after those of the wires, in place of what stood there."""
+        routes, crossings = self._wires.routes, len(self._wires.link)
+        self._need(
+            {core.ROUTES: routes + added.routes, core.CROSSINGS: crossings + len(added.link)}
+        )
+        net = self.net
+        assert added.weight is not None
+        net.route_ptr[routes : routes + added.routes + 1] = crossings + added.ptr
+        net.route_i[crossings : crossings + len(added.link)] = added.link
+        net.route_w[crossings : crossings + len(added.link)] = added.weight
+        net.route_f[routes : routes + added.routes] = added.latency_s
 
     def start(self, ops: Ints) -> None:
         """Take one thing to wait for from each of `ops`, now."""
@@ -200,13 +222,13 @@ class Driver:
 
     def _widen(self, fetches: Ints) -> None:
         """Make room on the links for these fetches (routes) at once; nothing may be on them."""
-        routes = self._routes
-        at_once = AT_ONCE + np.bincount(fetches, minlength=routes.count)
-        on_link = core.flows_on_links(routes.binding, at_once, len(routes.links))
+        at_once = AT_ONCE + np.bincount(fetches, minlength=self._wires.routes)
         if self.net.counts[core.N_USED]:
             raise AssertionError("links cannot get more room while transfers are on them")
-        self._need({core.PLACES: int(on_link.sum()) + len(routes.links)})
-        core.connect(self.net, routes.bandwidth_bytes_per_s, on_link)
+        wanted = [0] * core.SIZES
+        links.size(wanted, self._wires, at_once, self._collectives)
+        self._need({core.PLACES: wanted[core.PLACES]})
+        links.connect(self.net, self._wires, at_once, self._epsilon, self._collectives)
 
     def _allocate(self, sizes: list[int]) -> None:
         self._buffers = core.buffers(sizes)

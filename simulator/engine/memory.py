@@ -47,14 +47,15 @@ class Slot:
 
 class Access(NamedTuple):
     """What came of an access: the resident experts; the others with a kernel operation for each;
-    the fetches to add (four numbers each, as `Driver.add` takes them) and what the new operations
-    wait for (from, to); how many of the others were late hits.
+    the fetches to add (four numbers each, as `Driver.add` takes them) with their bytes on the wire,
+    and what the new operations wait for (from, to); how many of the others were late hits.
     """
 
     resident: list[int]
     coming: list[int]
     kernels: list[int]
     fetches: list[int]
+    sizes: list[float]
     edges: list[int]
     late: int
 
@@ -74,7 +75,7 @@ class ExpertMemory:
     """State of one GPU's slots across events.
 
     `sources`: route of each expert's weights to this GPU (-1: held here for good, outside the
-    slots). `stream`: the number of the copy stream.
+    slots); `wire_bytes`: what each puts on its links. `stream`: the number of the copy stream.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class ExpertMemory:
         layers: int,
         slots: int,
         sources: Sequence[int],
-        expert_bytes: float,
+        wire_bytes: Sequence[float],
         evict: Eviction,
     ) -> None:
         self.slots = slots
@@ -93,7 +94,7 @@ class ExpertMemory:
         self._stream = stream
         self._layers: list[dict[int, Slot]] = [{} for _ in range(layers)]
         self.sources = sources
-        self.expert_bytes = expert_bytes
+        self._wire_bytes = wire_bytes
         self._evict = evict
         self._uses = 0
         self._added_s = -1.0  # when a fetch was added last: it runs from the end of that instant
@@ -127,6 +128,7 @@ class ExpertMemory:
         coming: list[int] = []
         kernels: list[int] = []
         fetches: list[int] = []
+        sizes: list[float] = []
         edges: list[int] = []
         late = 0
         for expert in experts:
@@ -148,6 +150,7 @@ class ExpertMemory:
                 slots[expert] = slot
                 self._fetches.append(slot)
                 fetches += (fetch, core.FETCH, self._stream, sources[expert])
+                sizes.append(self._wire_bytes[expert])
             elif slot.fetch < 0 or self._loaded(slot):
                 resident.append(expert)
                 slot.last_use = self._uses
@@ -167,7 +170,7 @@ class ExpertMemory:
             self._added_s = now
         for slot in self._fetches[len(self._fetches) - len(fetches) // 4 :]:
             slot.start_s = 0.0
-        return Access(resident, coming, kernels, fetches, edges, late)
+        return Access(resident, coming, kernels, fetches, sizes, edges, late)
 
     def prefetch(
         self, step: int, microbatch: int, layer: int, experts: Sequence[int], at_once: bool
@@ -225,7 +228,7 @@ class ExpertMemory:
             self._added_s = self._driver.env.now
             self._driver.add(
                 [fetch, core.FETCH, self._stream, self.sources[wish.expert]],
-                [self.expert_bytes],
+                [self._wire_bytes[wish.expert]],
                 [],
             )
 

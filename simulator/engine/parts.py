@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.engine.tiers import Tiers
 from simulator.routing.batches import Batch
 from simulator.routing.traffic import expert_sequence, traffic, traffic_fetch
 
@@ -21,9 +22,9 @@ Int32s = NDArray[np.int32]
 class LayerTable:
     """What one recorded layer of one chunk computes and sends.
 
-    rows: int32 [gpus, experts]; pairs: int32 [gpus, gpus], tokens from row to column, the diagonal
-    zero; order: experts per GPU in the order of first need, rows_of: rows as lists (both empty if
-    nobody asks).
+    rows: int32 [gpus, experts]; pairs: int32 [gpus, gpus], tokens sent from row to column (in two
+    tiers: those handed on too), the diagonal zero; order: experts per GPU in the order of first
+    need, rows_of: rows as lists (both empty if nobody asks).
     """
 
     rows: Int32s
@@ -57,6 +58,7 @@ class Cut:
     """How batches are cut: fixed for a run.
 
     owner: int32 [experts] GPU within the group of `ep`; fetch: weights travel instead of tokens;
+    tiers: how tokens go in two tiers, if they do;
     ordered: whether the order of first need matters; prefill: only a sequence's last token needs
     logits, not every token.
     """
@@ -67,6 +69,7 @@ class Cut:
     ep: int
     fetch: bool
     deduplicate: bool
+    tiers: Tiers | None
     ordered: bool
     prefill: bool
     microbatches: int
@@ -103,6 +106,8 @@ def _table(ids: NDArray[np.int16], source_gpu: Int32s, how: Cut) -> LayerTable:
         pairs = np.zeros((how.gpus, how.gpus), dtype=np.int32)
     else:
         rows, pairs = traffic(ids, source_gpu, how.owner, how.ep, how.gpus, how.deduplicate)
+        if how.tiers is not None:
+            pairs = how.tiers.sent(ids, source_gpu, pairs)
         np.fill_diagonal(pairs, 0)
     order: list[list[int]] = []
     rows_of: list[list[int]] = []

@@ -60,7 +60,7 @@ def read_fetches(
 
 def _span_kinds(of: Shape) -> NDArray[np.int8]:
     """The span kind of each operation kind, int8 [kinds]; -1 for points of meeting."""
-    per_chunk = [spans.DISPATCH, -1, spans.EXPERTS, spans.COMBINE, -1]
+    per_chunk = [spans.DISPATCH, -1, spans.EXPERTS, spans.COMBINE, -1, -1]
     return np.array([spans.ATTENTION, spans.FFN, *per_chunk * of.chunks], dtype=np.int8)
 
 
@@ -87,6 +87,12 @@ def _times(
     return records
 
 
+def _peers(step: Step, ops: NDArray[Any]) -> NDArray[np.int32]:
+    """The GPU that made each operation ready, -1 if none; the cause may be an operation of it."""
+    cause = step.machine.driver.net.op_i[ops, core.CAUSE]
+    return np.where(cause >= 0, cause % step.machine.shape.gpus, -1)
+
+
 def _grid(step: Step) -> Records:
     of = step.machine.shape
     net = step.machine.driver.net
@@ -103,23 +109,44 @@ def _grid(step: Step) -> Records:
         records["layer"] = layer
         records["kind"] = kind_of[kind]
         if not sends:
-            records["peer"] = net.op_i[ops, core.CAUSE]
+            records["peer"] = _peers(step, ops)
+        elif of.whole:
+            _as_a_whole(step, records, index, layer, kind, gpu)
         records["flops"] = step.work[index, layer, kind, gpu, 0]
         records["bytes"] = step.work[index, layer, kind, gpu, 1]
         records["rows"] = step.rows[index, layer, kind, gpu]
-        found.append(records)
+        # Who sends for others may send nothing itself.
+        found.append(records[records["rows"] > 0] if sends else records)
     return np.concatenate(found)
+
+
+def _as_a_whole(
+    step: Step,
+    records: Records,
+    index: NDArray[np.int64],
+    layer: NDArray[np.int64],
+    kind: NDArray[np.int64],
+    gpu: NDArray[np.int64],
+) -> None:
+    """Give the sends of a collective that is one flow the times of the GPU that sends for all."""
+    of = step.machine.shape
+    op_f = step.machine.driver.net.op_f
+    first = op_f[of.grid[index, layer, kind, gpu // of.whole * of.whole]]
+    records["start_s"], records["end_s"] = first[:, core.START], first[:, core.END]
+    # Dispatch waits for attention, combine for the experts, which come just before it.
+    combine = (kind - shape.CHUNK) % shape.PER_CHUNK == shape.SEND_COMBINE
+    before = np.where(combine, kind - 1, shape.ATTENTION)
+    records["ready_s"] = op_f[of.grid[index, layer, before, gpu], core.END]
 
 
 def _heads(step: Step) -> Records:
     of = step.machine.shape
-    net = step.machine.driver.net
     index, gpu = np.nonzero(step.head_rows)
     ops = of.heads + index * of.gpus + gpu
     records = _times(step, ops, spans.COMPUTE, index, gpu)
     records["layer"] = of.layers
     records["kind"] = spans.LM_HEAD
-    records["peer"] = net.op_i[ops, core.CAUSE]
+    records["peer"] = _peers(step, ops)
     records["flops"] = step.head_work[index, gpu, 0]
     records["bytes"] = step.head_work[index, gpu, 1]
     records["rows"] = step.head_rows[index, gpu]

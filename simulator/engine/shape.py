@@ -7,6 +7,12 @@ part. What a step does not need (a dense layer's experts, a GPU without tokens) 
               -> per chunk: send dispatch ---transfers--> receive -> experts
                             -> send combine ---transfers--> receive -> attention of the next layer
 
+In two tiers, tokens from other nodes land on one GPU, which hands them on to its node: all of the
+node wait for what lands there, and results leave it when all have worked.
+
+Where a collective is one flow (`whole` GPUs each), it is the first of them that sends; it waits for
+all, and all receive when it ends.
+
 An operation's number is ((microbatch * layers + layer) * KINDS + kind) * gpus + gpu; after these
 come a gate per (micro-batch, layer), where all attentions meet, a head per (micro-batch, GPU), and
 the end of the step.
@@ -20,19 +26,25 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-ATTENTION, SHARED, CHUNK = 0, 1, 2  # kinds; from CHUNK on, five per chunk:
-SEND_DISPATCH, RECEIVE_DISPATCH, EXPERTS, SEND_COMBINE, RECEIVE_COMBINE = range(5)
-PER_CHUNK = 5
+ATTENTION, SHARED, CHUNK = 0, 1, 2  # kinds; from CHUNK on, six per chunk:
+SEND_DISPATCH, RECEIVE_DISPATCH, EXPERTS, SEND_COMBINE, RECEIVE_COMBINE, LANDED = range(6)
+PER_CHUNK = 6
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Numbers of the operations of a step."""
+    """Numbers of the operations of a step.
+
+    whole: GPUs of a collective that is one flow, 0: every GPU has its own transfers; node: of each
+    GPU, if tokens go in two tiers.
+    """
 
     microbatches: int
     layers: int
     chunks: int
     gpus: int
+    whole: int = 0
+    node: tuple[int, ...] = ()
 
     @cached_property
     def kinds(self) -> int:
@@ -98,16 +110,44 @@ class Shape:
         edge(grid[:, :, SHARED], following)
         for chunk in range(self.chunks):
             of = [grid[:, :, self.kind(chunk, what)] for what in range(PER_CHUNK)]
-            edge(grid[:, :, ATTENTION], of[SEND_DISPATCH])
+            dispatch, combine = (self._sender(of[s]) for s in (SEND_DISPATCH, SEND_COMBINE))
+            edge(grid[:, :, ATTENTION], dispatch)
             edge(grid[:, :, ATTENTION], of[RECEIVE_DISPATCH])
             edge(of[RECEIVE_DISPATCH], of[EXPERTS])
-            edge(of[EXPERTS], of[SEND_COMBINE])
+            edge(of[EXPERTS], combine)
+            if self.node and not self.whole:
+                edge(grid[:, :, ATTENTION], of[LANDED])
+                for gpu, others in enumerate(self._neighbours()):
+                    edge(of[LANDED][..., [gpu]], of[RECEIVE_DISPATCH][..., others])
+                    apart = [other for other in others if other != gpu]
+                    edge(of[EXPERTS][..., [gpu]], of[SEND_COMBINE][..., apart])
             edge(of[EXPERTS], of[RECEIVE_COMBINE])
+            if self.whole:
+                edge(dispatch, of[RECEIVE_DISPATCH])
+                edge(combine, of[RECEIVE_COMBINE])
             edge(of[RECEIVE_COMBINE], following)
         edge(heads, np.array([self.end], dtype=np.int32))
         edges = np.stack([np.concatenate([p[i] for p in found]) for i in (0, 1)], axis=1)
         order = np.argsort(edges[:, 0], kind="stable")
         return edges[order]
+
+    @cached_property
+    def abroad(self) -> NDArray[np.bool_] | None:
+        """Which transfers of a dispatch in two tiers cross to another node, bool [gpus, gpus]."""
+        if not self.node or self.whole:
+            return None
+        node = np.array(self.node)
+        return np.asarray(node[:, None] != node[None, :])
+
+    def _neighbours(self) -> list[list[int]]:
+        """The GPUs of each GPU's node."""
+        return [
+            [other for other, there in enumerate(self.node) if there == here] for here in self.node
+        ]
+
+    def _sender(self, sends: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The operation that sends for each GPU, int32 [microbatches, layers, gpus]."""
+        return sends[..., np.arange(self.gpus) // self.whole * self.whole] if self.whole else sends
 
     @cached_property
     def waits(self) -> NDArray[np.int32]:

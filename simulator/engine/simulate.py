@@ -10,17 +10,19 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from simulator.cluster.graph import build_graph, gpus, memory_of_host
-from simulator.cluster.routes import RouteTable, route_table
+from simulator.cluster.graph import Graph, build_graph, gpus, memory_of_host
 from simulator.engine import core
 from simulator.engine.driver import Driver
 from simulator.engine.layout import Layout, check_memory, layout_of
+from simulator.engine.links import network_of, wires_of
 from simulator.engine.memory import ExpertMemory
 from simulator.engine.parts import Cut, cut
+from simulator.engine.ranks import ranks_of
 from simulator.engine.readout import read_fetches, read_spans
+from simulator.engine.roads import Roads, algorithm, roads_of, sending
 from simulator.engine.shape import Shape
 from simulator.engine.step import Machine, Step
-from simulator.errors import InputError
+from simulator.engine.tiers import Tiers, tiers_of
 from simulator.model import sizes
 from simulator.model.compute import ComputeModel
 from simulator.policies.eviction import EVICTIONS
@@ -61,27 +63,18 @@ def simulate(inputs: Inputs, run: RunDir, seed: int, progress: Progress | None =
     layout = layout_of(workload, len(names), inputs.topology.name)
     memories_of = [memory_of_host(graph, name) for name in names]
     check_memory(workload, inputs.topology.gpu, layout, names, memories_of, graph)
-    pairs = [(names[a], names[b]) for a, b in layout.pairs()]
-    if layout.offloaded and not layout.on_peers:
-        for name, memory in zip(names, memories_of, strict=True):
-            if memory is None:
-                raise InputError(
-                    f"{inputs.topology.name}: {name} has no host memory to fetch experts from; "
-                    "add a dram node to its host, or set expert_home=peer"
-                )
-            pairs.append((memory, name))
-    efficiency = workload.transport.efficiency
-    routes = route_table(graph, pairs, efficiency.model_dump())
+    roads = roads_of(inputs, graph, layout)
+    tiers = _tiers(workload, graph, layout)
     batches, report = _routing(inputs, layout, seed)
-    how = _cut(workload, layout)
-    machine = _machine(inputs, layout, names, memories_of, routes, how, seed)
+    how = _cut(workload, layout, tiers)
+    machine = _machine(inputs, layout, roads, how, seed)
     route_bytes = _steps(workload, machine, batches, how, run, progress)
     tables.write_links(
         run.links,
-        [f"{a} -> {b}" for a, b in routes.links],
-        list(routes.kinds),
-        routes.raw_bandwidth_bytes_per_s,
-        routes.link_bytes(route_bytes),
+        [f"{a} -> {b}" for a, b in roads.routes.links],
+        list(roads.routes.kinds),
+        roads.routes.bandwidth_bytes_per_s,
+        roads.routes.link_bytes(route_bytes),
     )
     report.solver = machine.driver.statistics()
     return report
@@ -129,18 +122,28 @@ def _routing(inputs: Inputs, layout: Layout, seed: int) -> tuple[Iterator[Batch]
 def _machine(
     inputs: Inputs,
     layout: Layout,
-    names: list[str],
-    memories_of: list[str | None],
-    routes: RouteTable,
+    roads: Roads,
     how: Cut,
     seed: int,
 ) -> Machine:
     workload = inputs.workload
-    model, traffic, transport = workload.model, workload.traffic, workload.transport
-    shape = Shape(how.microbatches, model.layers, how.chunks, layout.gpus)
-    driver = Driver(simpy.Environment(0.0), routes, 3 * layout.gpus, shape.count, shape.edges)
+    model, traffic = workload.model, workload.traffic
+    network = network_of(workload.network)
+    wires = wires_of(roads.routes, weighted=network.coflow)
+    whole = layout.ep if network.coflow else 0
+    node = () if how.tiers is None else tuple(how.tiers.node.tolist())
+    shape = Shape(how.microbatches, model.layers, how.chunks, layout.gpus, whole, node)
+    driver = Driver(
+        simpy.Environment(0.0),
+        wires,
+        3 * layout.gpus,
+        shape.count,
+        shape.edges,
+        network.epsilon,
+        layout.gpus // layout.ep if network.coflow else 0,
+    )
     choice = parse_choice(workload.prefetch, "prefetch")
-    memories = _memories(inputs, layout, names, memories_of, routes, driver)
+    memories = _memories(inputs, layout, roads, driver)
     prefetcher = None
     clairvoyant = False
     if memories and choice.name != "none":
@@ -161,13 +164,12 @@ def _machine(
         driver=driver,
         shape=shape,
         compute=ComputeModel(model, inputs.topology.gpu, traffic.phase, traffic.context),
-        between=np.array(
-            [[routes.index.get((a, b), -1) for b in names] for a in names], dtype=np.int32
-        ),
+        wires=wires,
+        between=roads.between,
         dense=model.moe.first_dense_layers,
-        dispatch_bytes=model.hidden * transport.dispatch_bytes_per_element,
-        combine_bytes=model.hidden * transport.combine_bytes_per_element,
-        launch_s=transport.launch_latency_s,
+        dispatch=sending(inputs, layout, roads, "dispatch"),
+        combine=sending(inputs, layout, roads, "combine"),
+        expert_bytes=sizes.expert_bytes(model),
         memories=memories,
         resident_first=workload.expert_order == "resident-first",
         prefetcher=prefetcher,
@@ -175,14 +177,7 @@ def _machine(
     )
 
 
-def _memories(
-    inputs: Inputs,
-    layout: Layout,
-    names: list[str],
-    memories_of: list[str | None],
-    routes: RouteTable,
-    driver: Driver,
-) -> list[ExpertMemory]:
+def _memories(inputs: Inputs, layout: Layout, roads: Roads, driver: Driver) -> list[ExpertMemory]:
     """One expert memory per GPU; none if every GPU keeps all that it serves."""
     if not layout.offloaded:
         return []
@@ -190,15 +185,9 @@ def _memories(
     model = workload.model
     evict = pick("eviction", EVICTIONS, workload.eviction)
     found = []
-    for gpu, name in enumerate(names):
-        sources = []
-        for expert in range(model.moe.experts):
-            memory = memories_of[gpu]
-            if not layout.on_peers and memory is not None:
-                sources.append(routes.index[memory, name])
-                continue
-            home = layout.home(gpu, expert)
-            sources.append(-1 if home == gpu else routes.index[names[home], name])
+    wire_bytes = roads.copy_wire_bytes * sizes.expert_bytes(model)
+    for gpu in range(layout.gpus):
+        sources = roads.fetched(layout, gpu, model.moe.experts)
         found.append(
             ExpertMemory(
                 driver,
@@ -206,14 +195,21 @@ def _memories(
                 model.layers - model.moe.first_dense_layers,
                 layout.slots,
                 sources,
-                sizes.expert_bytes(model),
+                [float(wire_bytes[route]) for route in sources],
                 evict,
             )
         )
     return found
 
 
-def _cut(workload: Workload, layout: Layout) -> Cut:
+def _tiers(workload: Workload, graph: Graph, layout: Layout) -> Tiers | None:
+    """How tokens go in two tiers, if the transport sends them so."""
+    if layout.fetch or layout.gpus == 1 or algorithm(workload.transport, "dispatch") != "two-tier":
+        return None
+    return tiers_of(ranks_of(graph).node, layout.owner, layout.ep)
+
+
+def _cut(workload: Workload, layout: Layout, tiers: Tiers | None) -> Cut:
     overlap = parse_choice(workload.overlap, "overlap")
     return Cut(
         gpus=layout.gpus,
@@ -221,7 +217,8 @@ def _cut(workload: Workload, layout: Layout) -> Cut:
         owner=layout.owner,
         ep=layout.ep,
         fetch=layout.fetch,
-        deduplicate=workload.transport.deduplicate == "gpu",
+        deduplicate=workload.transport.deduplicate != "none",
+        tiers=tiers,
         ordered=layout.offloaded,
         prefill=workload.traffic.phase == "prefill",
         microbatches=2 if overlap.name == "two-batch" else 1,
@@ -268,7 +265,7 @@ def _steps(
                 for slot, used in memory.end_of_step(index == steps - 1)
             ]
             if told:
-                size = machine.memories[0].expert_bytes
+                size = machine.expert_bytes
                 spans.extend(read_fetches(told, machine.dense, size))
                 if measured:
                     sources = [machine.memories[gpu].sources[slot.expert] for gpu, slot, _ in told]

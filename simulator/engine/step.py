@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from simulator.engine import core, shape
 from simulator.engine.driver import Driver
+from simulator.engine.links import Merged, Wires, merged
 from simulator.engine.memory import HIT, LATE, MISS, ExpertMemory
 from simulator.engine.parts import LayerTable, MicroBatch
 from simulator.engine.shape import Shape
@@ -29,10 +30,34 @@ Int32s = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
+class Sending:
+    """What dispatch, or combine, makes of tokens.
+
+    token_bytes: of one token; wire_bytes: float64 [routes], bytes that each byte of a large message
+    puts on the links of a route; half_size_bytes: `simulator.spec.transport`; packed: all tokens
+    for a GPU are one message, else each is one; delay_s: from the data to the first message.
+    """
+
+    token_bytes: float
+    wire_bytes: Floats
+    half_size_bytes: float
+    packed: bool
+    delay_s: float
+
+    def on_wire(self, tokens: NDArray[np.int32], routes: Int32s) -> Floats:
+        """Bytes that so many tokens put on the links of these routes, float64 [transfers]."""
+        messages = np.ones(len(tokens)) if self.packed else tokens
+        message = self.token_bytes * (tokens / messages)
+        ramp = np.sqrt(self.half_size_bytes * message)
+        return np.asarray(messages * (message + ramp) * self.wire_bytes[routes])
+
+
+@dataclass(frozen=True)
 class Machine:
     """All that stays the same from step to step.
 
     between: int32 [gpus, gpus] routes; dense: how many layers come before the first MoE layer;
+    expert_bytes: of the weights of one expert in one layer;
     memories: one per GPU, empty if every expert that a GPU serves is always resident.
     Streams: compute of GPU g is g, communication gpus + g, copy 2 gpus + g.
     """
@@ -40,11 +65,12 @@ class Machine:
     driver: Driver
     shape: Shape
     compute: ComputeModel
+    wires: Wires
     between: Int32s
     dense: int
-    dispatch_bytes: float
-    combine_bytes: float
-    launch_s: float
+    dispatch: Sending
+    combine: Sending
+    expert_bytes: float
     memories: Sequence[ExpertMemory]
     resident_first: bool
     prefetcher: Prefetcher | None
@@ -133,12 +159,12 @@ class Step:
             op_f[heads, core.DURATION] = work[:, 0]
             op_i[heads, core.STREAM] = np.where(work[:, 0] > 0.0, gpus, -1)
             self.head_work[index] = work[:, 1:]
-        sends = _Sends(m.between)
+        sends = _Sends(m.between, m.wires, of)
         for index, batch in enumerate(self.microbatches):
             for chunk, tables in enumerate(batch.chunks):
                 self._lay_chunk(grid_f, grid_i, sends, index, chunk, tables)
         self.route_bytes = sends.route_bytes
-        m.driver.lay(op_f, op_i, *sends.table())
+        m.driver.lay(op_f, op_i, *sends.table(), sends.collectives)
 
     def _fill(
         self,
@@ -175,24 +201,37 @@ class Step:
             if not layers.size:
                 continue
             arrive = of.kind(chunk, shape.RECEIVE_DISPATCH)
-            for pairs, size, send, receive in (
-                (table.pairs, m.dispatch_bytes, shape.SEND_DISPATCH, shape.RECEIVE_DISPATCH),
-                (table.pairs.T, m.combine_bytes, shape.SEND_COMBINE, shape.RECEIVE_COMBINE),
+            for pairs, sending, send, receive in (
+                (table.pairs, m.dispatch, shape.SEND_DISPATCH, shape.RECEIVE_DISPATCH),
+                (table.pairs.T, m.combine, shape.SEND_COMBINE, shape.RECEIVE_COMBINE),
             ):
                 kind, receiver = of.kind(chunk, send), of.kind(chunk, receive)
+                landed = of.abroad if send == shape.SEND_DISPATCH else None
                 sent = pairs.sum(axis=1)
                 sends_some = sent > 0
                 block = grid_i[index, layers[0], kind].copy()
+                if of.whole:
+                    first, sender = np.array([-1]), sends_some.reshape(-1, of.whole).any(axis=1)
+                    sends_some[:: of.whole] |= sender
+                    block[:, core.ROW] = sends.add_whole(pairs, sending, layers.size)
+                else:
+                    first = of.grid[index, layers, receiver, 0]
+                    block[:, core.ROW] = sends.add(pairs, sending, layers.size, landed) + gpus
+                    block[:, core.CAUSE] = gpus
+                    waits = np.count_nonzero(pairs, axis=0)
+                    if landed is not None:
+                        landing = np.count_nonzero(np.where(landed, pairs, 0), axis=0)
+                        waits -= landing
+                        where_landed = of.kind(chunk, shape.LANDED)
+                        grid_i[index, layers, where_landed, :, core.WAITS] += landing
+                    grid_i[index, layers, receiver, :, core.WAITS] += waits
                 block[sends_some, core.KIND] = core.SEND
                 block[:, core.STREAM] = np.where(sends_some, of.gpus + gpus, -1)
-                block[:, core.ROW] = sends.add(pairs, size, layers.size) + gpus
-                block[:, core.CAUSE] = gpus
                 grid_i[index, layers, kind] = block
-                first = of.grid[index, layers, receiver, 0]
                 grid_i[index, layers, kind, :, core.RECEIVER] = first[:, None]
-                grid_i[index, layers, receiver, :, core.WAITS] += np.count_nonzero(pairs, axis=0)
-                grid_f[index, layers, kind, :, core.DELAY] = np.where(sends_some, m.launch_s, 0.0)
-                self.work[index, layers, kind, :, 1] = sent * size
+                delay_s = np.where(sends_some, sending.delay_s, 0.0)
+                grid_f[index, layers, kind, :, core.DELAY] = delay_s
+                self.work[index, layers, kind, :, 1] = sent * sending.token_bytes
                 self.rows[index, layers, kind] = sent
             total = table.rows.sum(axis=1)
             if m.memories:
@@ -251,10 +290,11 @@ class Step:
         counts[MISS] += len(coming) - access.late
         rows = table.rows_of[gpu]
         now = driver.env.now
-        peer = driver.net.op_i.item(op, core.CAUSE)
+        cause: int = driver.net.op_i.item(op, core.CAUSE)
+        peer = cause % m.shape.gpus if cause >= 0 else -1
         experts = op + m.shape.gpus  # the kind after RECEIVE_DISPATCH
         whole, edges = access.fetches, access.edges
-        real = [memory.expert_bytes] * (len(whole) // 4)
+        real = access.sizes
         where = (index, chunk, layer, gpu, peer)
         if resident:
             count = sum([rows[expert] for expert in resident])
@@ -298,24 +338,31 @@ class Step:
 class _Sends:
     """The core's send table while it grows: a row per (all-to-all, sender)."""
 
-    def __init__(self, between: Int32s) -> None:
-        self.route_bytes = np.zeros(int(between.max(initial=-1)) + 1)
+    def __init__(self, between: Int32s, wires: Wires, of: Shape) -> None:
+        self.route_bytes = np.zeros(wires.routes)
+        self.collectives: list[Merged] = []
+        self._of = of
         self._between = between
+        self._wires = wires
         self._ptr = [np.zeros(1, dtype=np.int32)]
         self._rows: list[Int32s] = []
         self._sizes: list[Floats] = []
         self._count = 0
         self._transfers = 0
 
-    def add(self, pairs: Int32s, size: float, times: int) -> int:
-        """The sends of `pairs` [gpus, gpus] tokens of `size` bytes; returns the row of GPU 0.
+    def add(
+        self, pairs: Int32s, sending: Sending, times: int, landed: NDArray[np.bool_] | None
+    ) -> int:
+        """The sends of `pairs` [gpus, gpus] tokens; returns the row of GPU 0.
 
-        They happen `times` times, which is what the bytes per route count.
+        They happen `times` times, which is what the bytes per route count. Those of `landed` [gpus,
+        gpus] are awaited where tokens land, not where they are received.
         """
         sources, targets = np.nonzero(pairs)
-        routes = self._between[sources, targets]
-        sizes: Floats = np.float64(size) * pairs[sources, targets]
-        self.route_bytes[routes] += sizes * times
+        routes, sizes = self._transfers_of(pairs, sources, targets, sending, times)
+        if landed is not None:
+            further = (shape.LANDED - shape.RECEIVE_DISPATCH) * self._of.gpus
+            targets = targets + further * landed[sources, targets]
         self._rows.append(np.stack([targets.astype(np.int32), routes], axis=1))
         self._sizes.append(sizes)
         ends = self._transfers + np.cumsum(np.bincount(sources, minlength=len(pairs)))
@@ -324,6 +371,40 @@ class _Sends:
         first = self._count
         self._count += len(pairs)
         return first
+
+    def add_whole(self, pairs: Int32s, sending: Sending, times: int) -> Int32s:
+        """As `add`, the sends of each collective as one flow; returns each GPU's row."""
+        whole = self._of.whole
+        groups = len(pairs) // whole
+        for first in range(0, len(pairs), whole):
+            mine = slice(first, first + whole)
+            sources, targets = np.nonzero(pairs[mine, mine])
+            if len(sources):
+                ends = (sources + first, targets + first)
+                flow = merged(self._wires, *self._transfers_of(pairs, *ends, sending, times))
+                route = self._wires.routes + len(self.collectives)
+                self.collectives.append(flow)
+                self._rows.append(np.array([[0, route]], dtype=np.int32))
+                self._sizes.append(np.array([flow.size_bytes]))
+                self._transfers += 1
+            self._ptr.append(np.array([self._transfers], dtype=np.int32))
+        rows = self._count + np.arange(len(pairs), dtype=np.int32) // np.int32(whole)
+        self._count += groups
+        return rows
+
+    def _transfers_of(
+        self,
+        pairs: Int32s,
+        sources: NDArray[np.int64],
+        targets: NDArray[np.int64],
+        sending: Sending,
+        times: int,
+    ) -> tuple[Int32s, Floats]:
+        """Routes int32 and bytes on the wire float64 of the transfers, counted `times` times."""
+        routes = self._between[sources, targets]
+        tokens = pairs[sources, targets]
+        np.add.at(self.route_bytes, routes, tokens * (sending.token_bytes * times))
+        return routes, sending.on_wire(tokens, routes)
 
     def table(self) -> tuple[Int32s, Int32s, Floats]:
         """send_ptr int32 [rows + 1], send_i int32 [sends, 2], send_f float64 [sends]."""

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from simulator.cluster.graph import Graph
 from simulator.cluster.routes import RouteTable, route_table
-from simulator.engine import core
+from simulator.engine import core, links
+from simulator.engine.links import EXACT, Network, Wires
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
+Buffers = tuple[Floats, Ints, NDArray[np.int64]]
 
 
 class Transfers(NamedTuple):
@@ -43,31 +45,42 @@ def transfers(
     targets: Sequence[str],
     size_bytes: Floats,
     start_s: Floats,
+    network: Network = EXACT,
+    collective: Sequence[str] | None = None,
 ) -> Transfers:
     """Let transfers share the raw bandwidth of the links on their routes, max-min fairly.
 
     sources, targets: node names [transfers]; size_bytes, start_s: float64 [transfers]. A transfer
     waits its path's latency, then moves its bytes; one from a node to itself arrives at its start.
-    Raises InputError where no path joins source and target.
+    With `network.coflow`, transfers of one start and one name in `collective` (default: all alike)
+    are one collective. Raises InputError where no path joins source and target.
     """
     moving = np.array([a != b for a, b in zip(sources, targets, strict=True)], dtype=np.bool_)
     pairs = [(a, b) for a, b in zip(sources, targets, strict=True) if a != b]
-    routes = route_table(graph, pairs, {})
+    routes = route_table(graph, pairs)
     route = np.array([routes.index[pair] for pair in pairs], dtype=np.int32)
     finish_s = start_s.astype(np.float64)
-    finish_s[moving] = finish_times(routes, route, size_bytes[moving], start_s[moving])
+    if network.coflow:
+        names = np.array(collective if collective is not None else [""] * len(sources))
+        finish_s[moving] = coflow_times(
+            routes, route, size_bytes[moving], start_s[moving], names[moving]
+        )
+    else:
+        finish_s[moving] = finish_times(
+            routes, route, size_bytes[moving], start_s[moving], network.epsilon
+        )
 
-    link, transfer = _crossings(routes, route)
+    link, transfer, fraction = _crossings(routes, route)
     begin_s = start_s[moving] + routes.latency_s[route]
     carried = np.zeros(len(routes.links))
-    np.add.at(carried, link, size_bytes[moving][transfer])
+    np.add.at(carried, link, size_bytes[moving][transfer] * fraction)
     span_s = float(finish_s.max() - start_s.min()) if finish_s.size else 0.0
-    capacity_bytes = routes.raw_bandwidth_bytes_per_s * span_s
+    capacity_bytes = routes.bandwidth_bytes_per_s * span_s
     return Transfers(
         finish_s=finish_s,
         links=routes.links,
         kinds=routes.kinds,
-        bandwidth_bytes_per_s=routes.raw_bandwidth_bytes_per_s,
+        bandwidth_bytes_per_s=routes.bandwidth_bytes_per_s,
         bytes=carried,
         busy_s=_busy(link, begin_s[transfer], finish_s[moving][transfer], len(routes.links)),
         utilization=np.divide(carried, capacity_bytes, np.zeros_like(carried), where=span_s > 0.0),
@@ -87,13 +100,44 @@ def link_rows(found: Transfers) -> list[LinkRow]:
     return list(zip(names, found.kinds, *columns, strict=True))
 
 
-def finish_times(routes: RouteTable, route: Ints, size_bytes: Floats, start_s: Floats) -> Floats:
+def finish_times(
+    routes: RouteTable, route: Ints, size_bytes: Floats, start_s: Floats, epsilon: float = 0.0
+) -> Floats:
     """When transfers on these routes arrive (s), float64 [transfers].
 
-    route: int32 [transfers], row of `routes`; size_bytes, start_s: float64 [transfers].
+    route: int32 [transfers], row of `routes`; size_bytes, start_s: float64 [transfers]; epsilon:
+    what would end within that fraction of its time ends together (0: exact).
     """
-    buffers = laid(routes, route, size_bytes, start_s)
+    buffers = laid(links.wires_of(routes), route, size_bytes, start_s, epsilon)
     core.advance(*buffers, np.inf)
+    return _ends(buffers)
+
+
+def coflow_times(
+    routes: RouteTable, route: Ints, size_bytes: Floats, start_s: Floats, name: NDArray[np.str_]
+) -> Floats:
+    """As `finish_times`, transfers of one start and one name being one collective.
+
+    It waits the longest latency of its routes; then its transfers progress in proportion.
+    """
+    wires = links.wires_of(routes)
+    _, start = np.unique(start_s, return_inverse=True)
+    _, named = np.unique(name, return_inverse=True)
+    _, group = np.unique(start * len(name) + named, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(group[order])) + 1) if len(order) else []
+    flows = [links.merged(wires, route[some], size_bytes[some]) for some in members]
+    buffers = laid(
+        links.wires_of_merged(wires, flows),
+        np.arange(len(flows), dtype=np.int32),
+        np.array([flow.size_bytes for flow in flows]),
+        np.array([start_s[some[0]] for some in members]),
+    )
+    core.advance(*buffers, np.inf)
+    return _ends(buffers)[group]
+
+
+def _ends(buffers: Buffers) -> Floats:
     end_s = core.views(*buffers).op_f[:, core.END]
     if (end_s < 0.0).any():
         raise AssertionError(f"{np.count_nonzero(end_s < 0.0)} transfers never arrived")
@@ -101,25 +145,20 @@ def finish_times(routes: RouteTable, route: Ints, size_bytes: Floats, start_s: F
 
 
 def laid(
-    routes: RouteTable, route: Ints, size_bytes: Floats, start_s: Floats
-) -> tuple[Floats, Ints, NDArray[np.int64]]:
+    wires: Wires, route: Ints, size_bytes: Floats, start_s: Floats, epsilon: float = 0.0
+) -> Buffers:
     """The core's buffers with a fetch for each transfer, which waits until its start."""
     count = len(route)
     sizes = [0] * core.SIZES
     for table in (core.OPS, core.LAID, core.FLOWS):
         sizes[table] = count
-    sizes[core.LINKS] = len(routes.links)
-    sizes[core.ROUTES] = routes.count
     sizes[core.EVENTS] = 2 * count
     sizes[core.WORK] = 4 * count  # all may queue, start and end at one instant
-    flows = np.bincount(route, minlength=routes.count)
-    on_link = core.flows_on_links(routes.binding, flows, len(routes.links))
-    sizes[core.PLACES] = int(on_link.sum()) + len(routes.links)
+    at_once = np.bincount(route, minlength=wires.routes)
+    links.size(sizes, wires, at_once)
     buffers = core.buffers(sizes)
     net = core.views(*buffers)
-    core.connect(net, routes.bandwidth_bytes_per_s, on_link)
-    net.route_i[:] = routes.binding
-    net.route_f[:] = routes.latency_s
+    links.connect(net, wires, at_once, epsilon)
     net.more_head[:] = -1
     net.op_f[:] = -1.0
     net.op_f[:, core.DURATION] = size_bytes
@@ -134,14 +173,16 @@ def laid(
     return buffers
 
 
-def _crossings(routes: RouteTable, route: Ints) -> tuple[Ints, NDArray[np.int64]]:
-    """Every link of every transfer: link int32 [crossings], transfer int64 [crossings]."""
-    links = [routes.all_links[row] for row in route]
-    number = [row.size for row in links]
-    return (
-        np.concatenate([np.zeros(0, dtype=np.int32), *links]),
-        np.repeat(np.arange(len(links)), number),
-    )
+def _crossings(routes: RouteTable, route: Ints) -> tuple[Ints, NDArray[np.int64], Floats]:
+    """Every link of every transfer: link int32, transfer int64 and the part of it that takes this
+    link float64, all [crossings].
+    """
+    number = np.diff(routes.ptr)[route]
+    transfer = np.repeat(np.arange(len(route)), number)
+    before = np.concatenate(([0], np.cumsum(number)[:-1])) if len(route) else np.zeros(0)
+    at = np.arange(len(transfer)) + (routes.ptr[route] - before).astype(np.int64)[transfer]
+    fraction = np.ones(len(at)) if routes.fraction is None else routes.fraction[at]
+    return routes.crossed[at], transfer, fraction
 
 
 def _busy(link: Ints, begin_s: Floats, end_s: Floats, links: int) -> Floats:

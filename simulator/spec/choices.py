@@ -12,7 +12,7 @@ from typing import Literal
 from simulator.errors import InputError
 from simulator.spec.units import did_you_mean
 
-Family = Literal["overlap", "prefetch", "eviction", "routing", "transport"]
+Family = Literal["overlap", "prefetch", "eviction", "routing", "network"]
 
 
 class ChoiceError(InputError, ValueError):
@@ -65,7 +65,7 @@ FAMILIES: dict[Family, dict[str, Argument | None]] = {
         "power-law": Argument(0, 100, "power-law:1.2", optional=True),
         "markov": Argument(0, 1, "markov:0.5", optional=True),
     },
-    "transport": {"nccl": None},
+    "network": {"exact": None, "epsilon": Argument(0, 1, "epsilon:0.01"), "coflow": None},
 }
 """Known names of each family and the argument each takes."""
 

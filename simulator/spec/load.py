@@ -129,10 +129,11 @@ def _load(
     mine = [override for override in overrides if override.root == root]
     if root == "workload":
         # A config file fills the model in before single keys of it are set.
-        whole = (("model",), ("model", "config"))
+        whole = (("model",), ("model", "config"), ("transport",), ("transport", "name"))
         for override in [o for o in mine if o.path in whole]:
             _put(document, spec, override)
         _fill_model(document, path)
+        _fill_transport(document, path)
         mine = [o for o in mine if o.path not in whole]
     for override in mine:
         _put(document, spec, override)
@@ -216,8 +217,8 @@ def _put(document: Document, spec: type[Topology] | type[Workload], override: _O
         if len(done) == len(override.path):
             break
         below = here[step] if isinstance(here, list) else here.get(step)
-        if spec is Topology and done == ("gpu",) and isinstance(below, str):
-            below = {"model": below}
+        if done in (("gpu",), ("transport",)) and isinstance(below, str):
+            below = {"model" if done == ("gpu",) else "name": below}
             document.put(done, below, document.mark(done))
         elif below is None:
             below = {}
@@ -251,6 +252,30 @@ def _fill_model(document: Document, path: Path) -> None:
     if config is None:
         raise InputError(document.fault(("model", "config"), f"no such file {given!r}"))
     document.data["model"] = _merge(document, read_config(config, given), model, ("model",), given)
+
+
+def _fill_transport(document: Document, path: Path) -> None:
+    """Puts the keys of the transport's file under those that the workload gives itself; the
+    workload names a shipped transport (default nccl) or a path, alone or as ``transport.name``.
+    """
+    given = document.data.get("transport")
+    mine = {"name": given} if isinstance(given, str) else given
+    if mine is None:
+        mine = {}
+    if not isinstance(mine, dict) or not isinstance(mine.get("name", ""), str):
+        return  # told with the other faults
+    name = mine.get("name", "nccl")
+    where = ("transport",) if isinstance(given, str) else ("transport", "name")
+    if name in shipped("transport"):
+        file = find("transport", name)
+    else:
+        beside = _beside(name, path)
+        if beside is None:
+            raise InputError(document.fault(where, missing("transport", name)))
+        file = beside
+    base = read_document(file, _shown(file)).data
+    over = {key: value for key, value in mine.items() if key != "name"}
+    document.data["transport"] = _merge(document, base, over, ("transport",), _shown(file))
 
 
 def _merge(

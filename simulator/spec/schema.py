@@ -44,6 +44,7 @@ from simulator.spec.fields import (
     choice,
     refuse,
 )
+from simulator.spec.transport import Transport
 
 # --- GPU --------------------------------------------------------------------------------
 
@@ -53,7 +54,8 @@ class Gpu(Spec):
 
     ``flops_per_s`` holds dense rates (no sparsity) by dtype; ``compute_efficiency`` and
     ``memory_efficiency`` are the shares of ``flops_per_s`` and ``hbm_bandwidth_bytes_per_s`` that
-    large kernels reach; ``launch_overhead_s`` is paid by every kernel.
+    large kernels reach; ``launch_overhead_s`` is paid by every kernel. ``in_switch_reduction`` says
+    that the NVSwitch made for it reduces and multicasts (NVLink SHARP).
     """
 
     name: str
@@ -69,6 +71,7 @@ class Gpu(Spec):
     compute_efficiency: Efficiency
     memory_efficiency: Efficiency
     launch_overhead_s: Latency = Field(alias="launch_overhead")
+    in_switch_reduction: bool = False
     sources: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -228,42 +231,18 @@ class Routing(Spec):
     tokens: Literal["any", "prompt", "generated"] = "any"
 
 
-class LinkEfficiency(Spec):
-    """Share of a link's raw bandwidth that large transfers reach, by kind of link."""
+class CopyEfficiency(Spec):
+    """Share of the raw bandwidth that copies of expert weights reach, by kind of path."""
 
-    # NCCL 2.29.2 all-to-all on 8 x H100 (aiconfigurator 095f58a, nccl_h100_a100.csv): median over
-    # the three largest sizes (128 to 512 MiB) of V (n-1)/n / ((t - a0) x 450 GB/s); a0 below.
-    nvlink: Efficiency = 0.689
+    # p2pBandwidthLatencyTest on HGX H100, both directions at once: 744 of 900 GB/s (github
+    # NVIDIA/nccl issue 1264).
+    nvlink: Efficiency = 0.827
     # Pinned host-to-device copies of an H100 SXM over Gen5 x16: 54.8 of 64 GB/s (Voltage Park and
     # AI@GT vpbenchmarking).
     pcie: Efficiency = 0.856
     # What NCCL maintainers expect of a 400 Gb/s NIC: 46-48 of 50 GB/s (github NVIDIA/nccl-tests
     # issue 290), middle.
     network: Efficiency = 0.94
-
-
-class Transport(Spec):
-    """What moves the bytes of dispatch and combine.
-
-    ``launch_latency_s`` is paid once per collective and GPU, before the latency of the path. Bytes
-    per element: 2 = BF16; FP8 is 1 plus its scales. ``deduplicate: gpu`` sends a token once to a
-    GPU however many of its experts live there.
-    """
-
-    name: Annotated[str, choice("transport")] = "nccl"
-    # Same table: a0 = 7.75 us, the median time of the sizes up to 16 KiB, less the 2 x 0.468 us
-    # that the shipped NVSwitch topologies already charge for the path.
-    launch_latency_s: Latency = Field(default=6.81e-6, alias="launch_latency")
-    deduplicate: Literal["gpu", "none"] = "gpu"
-    dispatch_bytes_per_element: Annotated[float, Field(gt=0)] = 2.0
-    combine_bytes_per_element: Annotated[float, Field(gt=0)] = 2.0
-    efficiency: LinkEfficiency = LinkEfficiency()
-    sources: Sources = (
-        "launch_latency, efficiency.nvlink: fitted to NCCL 2.29.2 all-to-all on 8 x H100 "
-        "(aiconfigurator 095f58a)",
-        "efficiency.pcie: 54.8 of 64 GB/s, H100 SXM host to device (Voltage Park, vpbenchmarking)",
-        "efficiency.network: 46-48 of 50 GB/s per 400 Gb/s NIC (NVIDIA/nccl-tests issue 290)",
-    )
 
 
 class Workload(Spec):
@@ -283,4 +262,6 @@ class Workload(Spec):
     expert_order: Literal["gate", "resident-first"] = "gate"
     prefetch: Annotated[str, choice("prefetch")] = "none"
     overlap: Annotated[str, choice("overlap")] = "none"
-    transport: Transport = Transport()
+    network: Annotated[str, choice("network")] = "exact"
+    copy_efficiency: CopyEfficiency = CopyEfficiency()
+    transport: Transport

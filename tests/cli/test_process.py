@@ -12,7 +12,8 @@ from cli.running import SMALL, listing
 ROOT = Path(__file__).resolve().parents[2]
 
 # A small run needs none of these, and each would take a good part of its time.
-UNWANTED = ("pandas", "plotly", "tqdm", "pyarrow.dataset", "matplotlib", "scipy")
+# Not "scipy": numba looks at its version where it is installed (10 ms); its parts are slow.
+UNWANTED = ("pandas", "plotly", "tqdm", "pyarrow.dataset", "matplotlib", "scipy.optimize")
 
 
 def python(code: list[str], cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:

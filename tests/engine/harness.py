@@ -14,6 +14,7 @@ import simpy
 from simulator.cluster.routes import RouteTable, route_table
 from simulator.engine import core
 from simulator.engine.driver import Driver
+from simulator.engine.links import wires_of
 from simulator.engine.simulate import Report
 from simulator.engine.simulate import simulate as simulate_into
 from simulator.routing.trace import PROMPT, TraceWriter
@@ -53,13 +54,15 @@ def star(gpus: int, bandwidth: float, latency: float) -> nx.DiGraph:
 
 
 def routes_of(graph: nx.DiGraph, sends: Sequence[Send]) -> RouteTable:
-    return route_table(graph, [send[:2] for send in sends], {})
+    return route_table(graph, [send[:2] for send in sends])
 
 
 def lay_sends(routes: RouteTable, sends: Sequence[Send]) -> Driver:
     """A driver in which each send is an operation of its own, number i for sends[i], and begun."""
     count = len(sends)
-    driver = Driver(simpy.Environment(0.0), routes, count, count, np.zeros((0, 2), dtype=np.int32))
+    driver = Driver(
+        simpy.Environment(0.0), wires_of(routes), count, count, np.zeros((0, 2), dtype=np.int32)
+    )
     op_f = np.full((count, 5), -1.0)
     op_i = np.zeros((count, 9), dtype=np.int32)
     op_i[:, core.KIND] = core.FETCH

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from simulator.engine import core
 from simulator.engine.driver import Driver
+from simulator.engine.links import wires_of
 
 REL = 1e-9
 
@@ -115,7 +116,7 @@ def test_equal_all_to_all_as_sends(gpus: int):
     routes = routes_of(graph, pairs)
     # Operations: the sends of each GPU, then a point for each GPU where its transfers arrive.
     no_edges = np.zeros((0, 2), dtype=np.int32)
-    driver = Driver(simpy.Environment(0.0), routes, gpus, 2 * gpus, no_edges)
+    driver = Driver(simpy.Environment(0.0), wires_of(routes), gpus, 2 * gpus, no_edges)
     op_f = np.full((2 * gpus, 5), -1.0)
     op_f[:, core.DURATION : core.DELAY + 1] = 0.0
     op_f[:gpus, core.DELAY] = 7e-6

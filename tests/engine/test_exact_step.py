@@ -53,15 +53,17 @@ def test_an_equal_all_to_all_takes_alpha_and_its_bytes(tmp_path: Path, gpus: int
     )
     found = run(inputs)
     build, transport = inputs.topology.build, inputs.workload.transport
-    bandwidth = build.nvlink.bandwidth_bytes_per_s * transport.efficiency.nvlink
-    alpha = transport.launch_latency_s + 2 * build.nvlink.latency_s
+    cost = transport.costs["alltoall"]["direct"]
+    bandwidth = build.nvlink.bandwidth_bytes_per_s
+    alpha = cost.launch_s + 2 * build.nvlink.latency_s
     for kind, element_bytes in (("dispatch", 1.5), ("combine", 2.0)):
         spans = found.where(kind=kind)
         message = each * 64 * element_bytes
-        wanted = closed_forms.all_to_all(gpus, message, bandwidth, alpha)
+        wire = closed_forms.on_wire(message, cost.half_size_bytes, cost.efficiency.nvlink)
+        wanted = closed_forms.all_to_all(gpus, wire, bandwidth, alpha)
         assert len(spans["gpu"]) == gpus
         assert spans["end_s"] - spans["ready_s"] == pytest.approx([wanted] * gpus, rel=REL)
-        launched = spans["ready_s"] + transport.launch_latency_s
+        launched = spans["ready_s"] + cost.launch_s
         assert spans["start_s"] == pytest.approx(launched, rel=REL)
         assert spans["bytes"].tolist() == [(gpus - 1) * message] * gpus
     # Experts begin when the dispatch ends, and the head when the combine ends.
@@ -118,13 +120,12 @@ def test_chunks_overlap_as_a_pipeline_of_two_stages(tmp_path: Path, chunks: int,
         trace,
     )
     found = run(inputs)
-    transport = inputs.workload.transport
+    cost = inputs.workload.transport.costs["alltoall"]["direct"]
     link = inputs.topology.build.nvlink
-    wire = closed_forms.lone_transfer(
-        4 * 1024 * 2.0, link.bandwidth_bytes_per_s * transport.efficiency.nvlink, 2 * 700e-9
-    )
+    sent = closed_forms.on_wire(4 * 1024 * 2.0, cost.half_size_bytes, cost.efficiency.nvlink)
+    wire = closed_forms.lone_transfer(sent, link.bandwidth_bytes_per_s, 2 * 700e-9)
     compute = closed_forms.gated_ffn(rates(inputs), 4, 1, 1024, 2048)
-    wanted = transport.launch_latency_s + closed_forms.pipeline(wire, compute, chunks)
+    wanted = cost.launch_s + closed_forms.pipeline(wire, compute, chunks)
     for gpu in (0, 1):
         begun = found.where(kind="attention", gpu=gpu)["end_s"].max()
         experts = found.where(kind="experts", gpu=gpu)
@@ -155,7 +156,7 @@ def test_demand_fetches_overlap_with_computing_as_a_pipeline(
     )
     found = run(inputs)
     pcie_rate = (
-        inputs.topology.build.pcie.bandwidth_bytes_per_s * inputs.workload.transport.efficiency.pcie
+        inputs.topology.build.pcie.bandwidth_bytes_per_s * inputs.workload.copy_efficiency.pcie
     )
     fetch = closed_forms.lone_transfer(3 * 1024 * 2048 * 2.0, pcie_rate, 600e-9)
     compute = closed_forms.gated_ffn(rates(inputs), 1, 1, 1024, 2048)
@@ -194,7 +195,7 @@ def free_network(gpus: int, **more: object) -> dict[str, object]:
     return {
         "topology.build.gpus": gpus,
         "topology.build.nvlink": "{bandwidth: 1000000000 PB/s, latency: 0 s}",
-        "transport.launch_latency": "0 s",
+        "transport.costs.alltoall.direct.launch": "0 s",
         **{key.replace("__", "."): value for key, value in more.items()},
     }
 

@@ -12,7 +12,7 @@ from engine.test_exact_network import NETWORKS, random_sends
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.cluster.routes import MAX_HOPS, RouteTable
+from simulator.cluster.routes import Limits, RouteTable
 from simulator.engine import core
 from simulator.engine.driver import Driver
 
@@ -26,7 +26,8 @@ def flows_on_the_wire(driver: Driver) -> tuple[list[int], np.ndarray, np.ndarray
     used = net.used[: net.counts[core.N_USED]]
     ranges = net.link_i[used][:, [core.L_FIRST, core.L_END]].tolist()
     active = np.unique(
-        np.concatenate([np.zeros(0, int), *(net.line[a:b] for a, b in ranges)]) // core.WAY
+        np.concatenate([np.zeros(0, int), *(net.line[a:b] for a, b in ranges)])
+        >> net.counts[core.SHIFT]
     )
     rates = net.flow_f[active, core.RATE]
     left = net.flow_f[active, core.BYTES] - rates * (
@@ -162,12 +163,11 @@ def test_no_link_has_carried_its_bytes_sooner_than_it_can(network: str, seed: in
 
 
 def with_every_link(routes: RouteTable) -> RouteTable:
-    binding = np.zeros_like(routes.binding)
-    for route, links in enumerate(routes.all_links):
-        assert links.size <= MAX_HOPS
-        binding[route, 0] = links.size
-        binding[route, 1 : 1 + links.size] = links
-    return replace(routes, binding=binding)
+    whole = replace(routes)
+    # What a cached property holds once it is known.
+    every = Limits(routes.ptr, routes.crossed, None, routes.bandwidth_bytes_per_s)
+    whole.__dict__["_limits"] = every
+    return whole
 
 
 def narrow_and_wide(rng: np.random.Generator) -> list[tuple[str, str, float, float]]:
@@ -199,7 +199,8 @@ def test_links_are_left_out_at_all():
     names = [f"gpu{g}" for g in range(4)]
     routes = routes_of(graph_of(links), [(a, b, 0.0, 0.0) for a in names for b in names if a != b])
     route = routes.index["gpu0", "gpu3"]
-    kept = [routes.links[link] for link in routes.binding[route, 1 : 1 + routes.binding[route, 0]]]
+    bound = routes.bind_link[routes.bind_ptr[route] : routes.bind_ptr[route + 1]]
+    kept = [routes.links[link] for link in bound]
     assert {("gpu0", "s0"), ("s1", "gpu3")} <= set(kept)
     assert len(kept) < 4
 

@@ -62,7 +62,8 @@ def cases(draw: st.DrawFn, offload: bool | None = None) -> Case:
         "prefetch": draw(st.sampled_from(["none", "learned", "oracle", "synthetic:0.6"])),
         "overlap": draw(st.sampled_from(["none", "two-batch", "chunked:2", "chunked:5"])),
         "transport.deduplicate": draw(st.sampled_from(["gpu", "none"])),
-        "transport.launch_latency": draw(st.sampled_from(["0 s", "5 us"])),
+        "transport.costs.alltoall.direct.launch": draw(st.sampled_from(["0 s", "5 us"])),
+        "network": draw(st.sampled_from(["exact", "exact", "epsilon:0.05", "coflow"])),
         "law": draw(st.sampled_from(["uniform", "zipf:1.5", "markov:0.8"])),
         "seed": draw(st.integers(0, 1000)),
     }
@@ -154,7 +155,7 @@ def test_a_span_waits_for_what_it_needs_and_lies_in_its_step(case: Case):
 def test_work_follows_the_way_of_the_tokens(case: Case):
     """Attention, dispatch, experts, combine, attention of the next layer; GPU by GPU."""
     found = ran(case)
-    launch = given_to(case).workload.transport.launch_latency_s
+    launch = given_to(case).workload.transport.costs["alltoall"]["direct"].launch_s
     for step in range(len(found.steps["step"])):
         for microbatch in (0, 1):
             mine = found.where(step=step, microbatch=microbatch)
@@ -194,6 +195,8 @@ def test_on_two_gpus_tokens_arrive_when_their_transfer_ends(case: Case):
     case |= {"topology.build.gpus": 2, "topology.build.hosts": 1, "parallel.ep": 2}
     case |= {"model.moe": "{experts: 6, top_k: 2, intermediate: 48}", "model.layers": 2}
     case |= {"expert_access": "dispatch", "expert_slots": min(case["expert_slots"], 3)}
+    if case["network"] == "coflow":  # all wait for all
+        case["network"] = "exact"
     found = ran(case)
     kernels = found.where(kind="experts")
     for row in range(len(kernels["step"])):
@@ -477,7 +480,9 @@ def scaled(inputs: Any, k: float) -> Any:
         for name in ("nvlink", "pcie", "dram")
     }
     transport = inputs.workload.transport
-    transport = transport.model_copy(update={"launch_latency_s": transport.launch_latency_s / k})
+    cost = transport.costs["alltoall"]["direct"]
+    faster = {"direct": cost.model_copy(update={"launch_s": cost.launch_s / k})}
+    transport = transport.model_copy(update={"costs": {"alltoall": faster}})
     return replace(
         inputs,
         topology=inputs.topology.model_copy(

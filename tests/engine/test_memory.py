@@ -189,7 +189,7 @@ def test_an_offloaded_share_comes_from_the_next_gpu(tmp_path: Path):
 def test_prefetches_go_on_when_the_first_of_them_makes_the_tables_grow():
     routes = routes_of(star(2, 1e9, 0.0), [("gpu0", "gpu1", 1.0, 0.0)])
     driver = lay_sends(routes, [("gpu0", "gpu1", 1.0, 0.0)])
-    memory = ExpertMemory(driver, 0, 1, 4, [0] * 8, 1e6, lru)
+    memory = ExpertMemory(driver, 0, 1, 4, [0] * 8, [1e6] * 8, lru)
     driver.on_end = lambda ended: [memory.idle() for op in ended if op < 0]
     driver.env.run(until=1e-3)
     driver.ids(256)  # all that there is room for
@@ -203,7 +203,7 @@ def test_a_prefetch_spares_what_is_predicted_for_its_layer():
     """Slots hold 0 and 1; 0 is the older, but wanted: a prefetch of 2 takes the place of 1."""
     routes = routes_of(star(2, 1e9, 0.0), [("gpu0", "gpu1", 1.0, 0.0)])
     driver = lay_sends(routes, [("gpu0", "gpu1", 1.0, 0.0)])
-    memory = ExpertMemory(driver, 0, 2, 2, [0] * 4, 1e3, lru)
+    memory = ExpertMemory(driver, 0, 2, 2, [0] * 4, [1e3] * 4, lru)
     driver.on_end = lambda ended: [memory.idle() for op in ended if op < 0]
     for expert in (0, 1):
         memory.prefetch(0, 0, 1, [expert], at_once=True)

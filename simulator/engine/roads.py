@@ -1,0 +1,111 @@
+"""The routes that a run can need, and what a transport makes of what goes over them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.cluster.graph import Graph, gpus, memory_of_host
+from simulator.cluster.routes import KINDS, NETWORK, RouteTable, joined, routes_between
+from simulator.engine.layout import Layout
+from simulator.engine.step import Sending
+from simulator.engine.transport import token_bytes
+from simulator.errors import InputError
+from simulator.spec.load import Inputs
+from simulator.spec.transport import Transport
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int32]
+
+
+class Roads(NamedTuple):
+    """Routes between GPUs, and those over which weights come.
+
+    between: int32 [gpus, gpus], -1 where nothing has to travel; from_host: int32 [gpus], route from
+    the memory of its host, -1 if none is needed; copy_wire_bytes: float64 [routes], bytes that a
+    copied byte puts on the links.
+    """
+
+    routes: RouteTable
+    between: Ints
+    from_host: Ints
+    copy_wire_bytes: Floats
+
+    def fetched(self, layout: Layout, gpu: int, experts: int) -> list[int]:
+        """Route of each expert's weights to a GPU, -1 if it holds them for good."""
+        if self.from_host[gpu] >= 0:
+            return [int(self.from_host[gpu])] * experts
+        homes = [layout.home(gpu, expert) for expert in range(experts)]
+        return [-1 if home == gpu else int(self.between[home, gpu]) for home in homes]
+
+
+def roads_of(inputs: Inputs, graph: Graph, layout: Layout) -> Roads:
+    """The routes of a run; raises InputError where GPUs, or memory and GPU, are not joined."""
+    names = gpus(graph)
+    transport = inputs.workload.transport
+    if transport.path == "host" and layout.ep > 1 and not layout.fetch:
+        raise InputError(
+            f"transport {transport.name} is staged through host memory, which a run does not "
+            "model; `collective` does. Write another transport"
+        )
+    pairs = np.array(list(layout.pairs()), dtype=np.int32).reshape(-1, 2)
+    sent_over = "network" if transport.path == "network" and not layout.fetch else None
+    routes = routes_between(graph, names, pairs[:, 0], pairs[:, 1], sent_over)
+    between = np.full((len(names), len(names)), -1, dtype=np.int32)
+    between[pairs[:, 0], pairs[:, 1]] = np.arange(len(pairs), dtype=np.int32)
+    from_host = np.full(len(names), -1, dtype=np.int32)
+    if layout.offloaded and not layout.on_peers:
+        memories = [memory_of_host(graph, name) for name in names]
+        for name, memory in zip(names, memories, strict=True):
+            if memory is None:
+                raise InputError(
+                    f"{inputs.topology.name}: {name} has no host memory to fetch experts from; "
+                    "add a dram node to its host, or set expert_home=peer"
+                )
+        nodes = [*names, *(memory for memory in memories if memory is not None)]
+        every = np.arange(len(names), dtype=np.int32)
+        routes = joined(routes, routes_between(graph, nodes, every + np.int32(len(names)), every))
+        from_host = every + np.int32(len(pairs))
+    copied = inputs.workload.copy_efficiency
+    share = np.array([getattr(copied, kind) for kind in KINDS], dtype=np.float64)
+    return Roads(routes, between, from_host, 1.0 / share[routes.kind_of])
+
+
+def algorithm(transport: Transport, op: str) -> str:
+    """How a run dispatches and combines: in two tiers if the transport does, else directly.
+
+    Raises InputError for a transport that does neither.
+    """
+    costs = transport.costs_of(op)
+    for name in ("two-tier", "direct") if transport.deduplicate == "node" else ("direct",):
+        if name in costs:
+            return name
+    raise InputError(
+        f"transport {transport.name}: no costs of {op} by {'direct'!r}; it has {', '.join(costs)}"
+    )
+
+
+def sending(inputs: Inputs, layout: Layout, roads: Roads, op: str) -> Sending:
+    """What a transport makes of dispatch or combine; a run without sends needs no transport."""
+    transport = inputs.workload.transport
+    hidden = inputs.workload.model.hidden
+    every = np.ones(roads.routes.count)
+    if layout.fetch or layout.ep == 1:
+        return Sending(0.0, every, 0.0, True, 0.0)
+    cost = transport.costs_of(op)[algorithm(transport, op)]
+    scale = transport.scale_of(inputs.topology.gpu.name)
+    kinds = roads.routes.kind_of
+    share = np.array([getattr(cost.efficiency, kind) for kind in KINDS], dtype=np.float64)
+    used = roads.between[roads.between >= 0]
+    fixed_s = cost.launch_s + cost.per_peer_s * (layout.ep - 1)
+    if (kinds[used] == NETWORK).any():
+        fixed_s += cost.network_latency_s
+    return Sending(
+        token_bytes=token_bytes(transport, op, hidden),
+        wire_bytes=1.0 / (share[kinds] * scale.efficiency),
+        half_size_bytes=cost.half_size_bytes,
+        packed=transport.deduplicate != "none",
+        delay_s=fixed_s * scale.latency,
+    )
