@@ -61,9 +61,14 @@ def transfers(
     route = np.array([routes.index[pair] for pair in pairs], dtype=np.int32)
     finish_s = start_s.astype(np.float64)
     if network.coflow:
-        names = np.array(collective if collective is not None else [""] * len(sources))
+        number: dict[str, int] = {}
+        named = [number.setdefault(name, len(number)) for name in collective or ()]
         finish_s[moving] = coflow_times(
-            routes, route, size_bytes[moving], start_s[moving], names[moving]
+            routes,
+            route,
+            size_bytes[moving],
+            start_s[moving],
+            np.array(named)[moving] if named else None,
         )
     else:
         finish_s[moving] = finish_times(
@@ -114,18 +119,19 @@ def finish_times(
 
 
 def coflow_times(
-    routes: RouteTable, route: Ints, size_bytes: Floats, start_s: Floats, name: NDArray[np.str_]
+    routes: RouteTable,
+    route: Ints,
+    size_bytes: Floats,
+    start_s: Floats,
+    collective: NDArray[np.int64] | None = None,
 ) -> Floats:
-    """As `finish_times`, transfers of one start and one name being one collective.
+    """As `finish_times`, transfers of one start and one number in `collective` (None: all alike)
+    being one collective.
 
     It waits the longest latency of its routes; then its transfers progress in proportion.
     """
-    wires = links.wires_of(routes)
-    _, start = np.unique(start_s, return_inverse=True)
-    _, named = np.unique(name, return_inverse=True)
-    _, group = np.unique(start * len(name) + named, return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(group[order])) + 1) if len(order) else []
+    wires = links.all_wires_of(routes)
+    group, members = _groups(start_s, collective)
     flows = [links.merged(wires, route[some], size_bytes[some]) for some in members]
     buffers = laid(
         links.wires_of_merged(wires, flows),
@@ -135,6 +141,22 @@ def coflow_times(
     )
     core.advance(*buffers, np.inf)
     return _ends(buffers)[group]
+
+
+def _groups(
+    start_s: Floats, collective: NDArray[np.int64] | None
+) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+    """The group of each transfer int64 [transfers], and the transfers of each group."""
+    count = len(start_s)
+    key = np.zeros(count, dtype=np.int64)
+    for column in (start_s, collective):
+        if column is not None and count and (column != column[0]).any():
+            _, number = np.unique(column, return_inverse=True)
+            _, key = np.unique(key * (int(number.max()) + 1) + number, return_inverse=True)
+    if not count or not key.any():  # one group, and no need to sort
+        return key, [np.arange(count)] if count else []
+    order = np.argsort(key, kind="stable")
+    return key, np.split(order, np.flatnonzero(np.diff(key[order])) + 1)
 
 
 def _ends(buffers: Buffers) -> Floats:

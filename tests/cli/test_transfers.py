@@ -46,6 +46,34 @@ def test_rows_come_back_with_their_finish(call: Call, tmp_path: Path) -> None:
     assert listing(tmp_path) == ["flows.csv"]
 
 
+def test_networks_by_name(call: Call, tmp_path: Path) -> None:
+    """Two transfers of 450 kB and 810 kB to different GPUs: alone 1 us and 1.8 us on the wire. As a
+    coflow both end when the link of the source is done, and transfers of another name do not.
+    """
+    text = "src,dst,bytes,start_s,collective\n0,1,450000,0,a\n0,2,810000,0,a\n3,4,450000,0,b\n"
+    put(tmp_path, text)
+    ends = {}
+    for network in ("exact", "epsilon:0.9", "coflow"):
+        done = call(*ON, *SET, "--network", network)
+        assert done.status == 0
+        assert done.out.splitlines()[0].endswith("collective,finish_s")
+        ends[network] = [float(row["finish_s"]) for row in rows_of(done.out)]
+    us = 1e-6
+    assert ends["exact"] == pytest.approx(
+        [LATENCY_S + 2 * us, LATENCY_S + 2.8 * us, LATENCY_S + us], rel=1e-9
+    )
+    assert ends["coflow"] == pytest.approx(
+        [LATENCY_S + 2.8 * us, LATENCY_S + 2.8 * us, LATENCY_S + us], rel=1e-9
+    )
+    # After 2 us the second lacks 1.6 us at its present rate: it ends together with the first.
+    assert ends["epsilon:0.9"] == pytest.approx(
+        [LATENCY_S + 2 * us, LATENCY_S + 2 * us, LATENCY_S + us], rel=1e-9
+    )
+    done = call(*ON, "--network", "coflo")
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith("error: 'coflo' is not a known network (did you mean 'coflow'?)")
+
+
 def test_files_are_written(call: Call, tmp_path: Path) -> None:
     put(tmp_path, "src,dst,bytes,start_s\r\ngpu0,gpu1,900000,0\r\n\r\ngpu2,gpu1,450000,0\r\n")
     done = call(*ON, *SET, "-o", "out.csv", "--links", "links.csv")

@@ -97,8 +97,7 @@ def test_a_lone_coflow_takes_as_long_as_its_slowest_link(network: str, seed: int
     for row, size in zip(route.tolist(), sizes.tolist(), strict=True):
         carried[routes.all_links[row]] += size
     slowest_s = (carried / routes.bandwidth_bytes_per_s).max()
-    names = np.array(["all"] * len(sends))
-    found = coflow_times(routes, route, sizes, np.zeros(len(sends)), names)
+    found = coflow_times(routes, route, sizes, np.zeros(len(sends)))
     assert found == pytest.approx(np.full(len(sends), slowest_s), rel=REL)
     assert slowest_s <= finish_times(routes, route, sizes, np.zeros(len(sends))).max() * (1 + REL)
 

@@ -17,10 +17,26 @@ REL = 1e-9
 
 def rates(inputs: Inputs) -> closed_forms.Rates:
     gpu = inputs.topology.gpu
+    family = gpu.kernels["bf16"]
     return closed_forms.Rates(
         gpu.flops_per_s["bf16"] * gpu.compute_efficiency,
         gpu.hbm_bandwidth_bytes_per_s * gpu.memory_efficiency,
         gpu.launch_overhead_s,
+        gpu.launch_overhead_s * family.depth,
+        family.fill,
+    )
+
+
+def grouped(inputs: Inputs) -> closed_forms.GroupedRates:
+    gpu = inputs.topology.gpu
+    family = gpu.kernels["moe_bf16"]
+    return closed_forms.GroupedRates(
+        gpu.flops_per_s["bf16"] * gpu.compute_efficiency * family.compute,
+        gpu.hbm_bandwidth_bytes_per_s * gpu.memory_efficiency * family.memory,
+        gpu.launch_overhead_s * family.launches,
+        family.fill,
+        family.tile,
+        gpu.hbm_bandwidth_bytes_per_s * family.passes,
     )
 
 
@@ -124,7 +140,7 @@ def test_chunks_overlap_as_a_pipeline_of_two_stages(tmp_path: Path, chunks: int,
     link = inputs.topology.build.nvlink
     sent = closed_forms.on_wire(4 * 1024 * 2.0, cost.half_size_bytes, cost.efficiency.nvlink)
     wire = closed_forms.lone_transfer(sent, link.bandwidth_bytes_per_s, 2 * 700e-9)
-    compute = closed_forms.gated_ffn(rates(inputs), 4, 1, 1024, 2048)
+    compute = closed_forms.fused_moe(grouped(inputs), 4, [4], 1024, 2048)
     wanted = cost.launch_s + closed_forms.pipeline(wire, compute, chunks)
     for gpu in (0, 1):
         begun = found.where(kind="attention", gpu=gpu)["end_s"].max()
@@ -159,7 +175,7 @@ def test_demand_fetches_overlap_with_computing_as_a_pipeline(
         inputs.topology.build.pcie.bandwidth_bytes_per_s * inputs.workload.copy_efficiency.pcie
     )
     fetch = closed_forms.lone_transfer(3 * 1024 * 2048 * 2.0, pcie_rate, 600e-9)
-    compute = closed_forms.gated_ffn(rates(inputs), 1, 1, 1024, 2048)
+    compute = closed_forms.gated_ffn(rates(inputs), 1, 1024, 2048)
     begun = found.where(kind="attention")["end_s"].max()
     kernels = found.where(kind="experts")
     assert kernels["expert"].tolist() == list(range(experts))
@@ -206,7 +222,7 @@ def test_with_a_free_network_a_step_is_pure_compute(gpus: int, seed: int):
     """Infinite bandwidth, no latency, no overhead: only kernels, by the rooflines of the shapes."""
     inputs = small(free_network(gpus, model__layers=3, traffic__tokens_per_gpu=5))
     found = run(inputs, seed)
-    of = rates(inputs)
+    of, moe = rates(inputs), grouped(inputs)
     batch = next(synthesize("uniform", gpus, 5, "decode", 3, 8, 2, seed))
     owner = np.repeat(np.arange(gpus), 8 // gpus).tolist()
     experts, sends = [], []
@@ -214,15 +230,14 @@ def test_with_a_free_network_a_step_is_pure_compute(gpus: int, seed: int):
         ids = batch.ids[:, layer].tolist()
         source = batch.source_gpu.tolist()
         rows = np.array(closed_forms.rows_per_expert(ids, source, owner, gpus, gpus))
+        pairs = np.array(closed_forms.tokens_between(ids, source, owner, gpus, gpus))
+        came = pairs.sum(axis=0).tolist()
         experts.append(
             [
-                closed_forms.gated_ffn(of, int(r.sum()), int((r > 0).sum()), 64, 48)
-                if r.any()
-                else 0.0
-                for r in rows
+                closed_forms.fused_moe(moe, tokens, r.tolist(), 64, 48)
+                for tokens, r in zip(came, rows, strict=True)
             ]
         )
-        pairs = np.array(closed_forms.tokens_between(ids, source, owner, gpus, gpus))
         sends.append([(int(a), int(b)) for a, b in np.argwhere(pairs) if a != b])
     attention = closed_forms.gqa_attention(of, 5, 64, 4, 2, 16, 32, 8)
     head = closed_forms.lm_head(of, 5, 64, 256)
@@ -258,17 +273,18 @@ def test_on_one_gpu_a_step_is_the_sum_of_its_kernels(steps: int):
         }
     )
     found = run(inputs)
-    of = rates(inputs)
+    of, moe = rates(inputs), grouped(inputs)
     generator = synthesize("uniform", 1, 4, "decode", 3, 8, 2, 0)
     for step in range(steps):
         ids = next(generator).ids
         wanted = closed_forms.gqa_attention(of, 4, 64, 4, 2, 16, 32, 0)
-        wanted += closed_forms.gated_ffn(of, 4, 1, 64, 80)
+        wanted += closed_forms.gated_ffn(of, 4, 64, 80)
         wanted += closed_forms.lm_head(of, 4, 64, 256)
         for layer in range(3):
             wanted += closed_forms.gqa_attention(of, 4, 64, 4, 2, 16, 32, 8)
-            wanted += closed_forms.gated_ffn(of, 4, 1, 64, 2 * 40)
-            wanted += closed_forms.gated_ffn(of, 8, len(np.unique(ids[:, layer])), 64, 48)
+            wanted += closed_forms.gated_ffn(of, 4, 64, 2 * 40)
+            rows = np.bincount(ids[:, layer].ravel(), minlength=8).tolist()
+            wanted += closed_forms.fused_moe(moe, 4, rows, 64, 48)
         took = found.steps["end_s"][step] - found.steps["start_s"][step]
         assert took == pytest.approx(wanted, rel=REL)
 

@@ -69,6 +69,13 @@ def test_a_real_machine(tmp_path, kind, name, gpu, count, gb_per_s, nic):
         found = figures(build_graph(load_topology(str(tmp_path / path))), False)
         assert isinstance(found, Figures)
         assert "network" in found.bisection_kinds
+    words = ("collective", "--topology", path, "--op", "alltoall", "-b", "16M", "-e", "16M")
+    (row,) = json.loads(run(tmp_path, *words, "--json"))
+    gpus_there = len(gpus(build_graph(load_topology(str(tmp_path / path)))))
+    assert row["ranks"] == gpus_there
+    # Half of the bytes of each half cross the bisection: 16 MB x GPUs / 4 each way.
+    crossing_s = 16 * 2**20 * count / 4 / (gb_per_s * 1e9)
+    assert row["time_us"] * 1e-6 > crossing_s
     small = ("model.layers=2", "traffic.steps=1", "traffic.tokens_per_gpu=4")
     sets = [word for text in small for word in ("--set", text)]
     work = ("--topology", path, "--workload", "mixtral-8x7b", "--json")
