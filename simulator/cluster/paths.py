@@ -1,21 +1,21 @@
-"""Compiled search for routes, and for the links that can limit them.
+"""Compiled search for routes.
 
-All kernels work on numbers: split nodes (`simulator.cluster.routes` says what a plane is and how
-its nodes are split), links, nodes that a route starts from or ends at. They are in one file because
-numba's cache on disk knows of changes to the file of a compiled function only.
+All kernels work on numbers: split nodes (`simulator.cluster.planes` says how they are split), links,
+nodes that a route starts from or ends at. They are in one file because numba's cache on disk knows
+of changes to the file of a compiled function only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cluster.graph import Graph
-from simulator.compiled import allocation_free, compiled, inlined
+from simulator.cluster.planes import HOP, NETWORK, NVLINK, PCIE, Planes, planes_of
+from simulator.compiled import allocation_free, inlined
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
@@ -23,49 +23,13 @@ Longs = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Number = TypeVar("Number", np.int32, np.float64)
 
-HOP = 1024  # what a hop costs; one through a root complex or socket costs one more
-ROUNDING = 1e-12  # fractions and capacities nearer than this are the same number
-NVLINK, PCIE, NETWORK = 0, 1, 2  # kinds of a path
-
+ROUNDING = 1e-12  # fractions nearer than this are the same number
 _ONES = 0xFFFFFFFF  # complements a CRC-32
 
 FROM, LINK = range(2)  # of Work.way
 SEVERAL = -1  # instead of FROM, where a fork is
 ROUTES, CROSSINGS, LINKS, STAMP, TWICE = range(5)  # of counts
 COUNTS = 5
-
-
-class Planes(NamedTuple):
-    """Planes of split nodes, and the nodes that routes join.
-
-    ptr int32 [planes, split nodes + 1]: where a node's edges lie in to, cost, link int32 [edges];
-    link -1: an edge inside one node, no link. back_ptr, back_from, back_cost, back_link: the same
-    against the direction, each node's edges in the order of the names that they come from. joint
-    int32 [split nodes]: the node, with the sides through which one passes taken as one. out, into
-    int32 [nodes]: where routes start and end. latency_s float64, kind int8 [links of the graph].
-
-    checksum_from, checksum_to int64 [nodes]: CRC-32 (complemented) of the name and ">", and of the
-    name alone, begun with no bit set; length int32 [nodes]: bytes of the name; crc int64 [256]:
-    what a byte does to a CRC-32.
-    """
-
-    ptr: Ints
-    to: Ints
-    cost: Ints
-    link: Ints
-    back_ptr: Ints
-    back_from: Ints
-    back_cost: Ints
-    back_link: Ints
-    joint: Ints
-    out: Ints
-    into: Ints
-    checksum_from: Longs
-    checksum_to: Longs
-    length: Ints
-    crc: Longs
-    latency_s: Floats
-    kind: NDArray[np.int8]
 
 
 class Work(NamedTuple):
@@ -118,16 +82,6 @@ class Found(NamedTuple):
     forks: Ints
 
 
-class Edges(NamedTuple):
-    """Links of a graph: names of its nodes; a, b int64 [links], from and to which; kind, B/s."""
-
-    names: list[str]
-    a: Longs
-    b: Longs
-    kind: list[str]
-    bandwidth_bytes_per_s: list[float]
-
-
 class Paths(NamedTuple):
     """What `search` found: the arrays of a `RouteTable`, and per route whether it is joined (bool
     [routes]); twice: a route that crosses a link twice, -1 if none does.
@@ -151,7 +105,7 @@ def search(graph: Graph, nodes: Sequence[str], ends: Ints, over_network: bool) -
 
     over_network: by way of a NIC, the network and a NIC. All routes of a source share one search.
     """
-    planes, edges = _planes(graph, nodes, over_network)
+    planes, edges = planes_of(graph, nodes, over_network)
     sprayed = graph.graph.get("ecmp", "hashed") == "sprayed"
     routes = len(ends)
     order = None
@@ -254,148 +208,6 @@ def _work(planes: Planes, links: int) -> Work:
         link=ints(links),
         carried=np.zeros(1 + int(planes.length.max(initial=0)), dtype=np.int64),
     )
-
-
-# Sides of a node, in the order of their names (ties are broken in the order of node, then side).
-# FAR is the side "" behind the network, BETWEEN that in the network, where routes must cross it.
-FORWARD, HOST_IN, HOST_OUT, INTO, NET_IN, NET_OUT, OUT, BETWEEN, FAR = range(9)
-SIDES = 16
-
-# Path classes, and as whose edges the kinds of links count.
-_CLASS = {"nvlink": 0, "pcie": 1, "membus": 2, "socket": 3, "network": 4}
-_ROOT_COMPLEX, _SOCKET, _NETWORK = 2, 3, 4
-_OF_PATH = {"nvlink": NVLINK, "network": NETWORK}
-
-
-def _planes(graph: Graph, nodes: Sequence[str], over_network: bool) -> tuple[Planes, Edges]:
-    """The planes of a graph, and its links.
-
-    A plane is the part of the graph that routes up to a path class may use. A node that forwards
-    has one side; GPUs and memories have OUT (to start from) and INTO (to end at); a NIC has sides
-    to its host and to the network, joined both ways, so that traffic passes through it only
-    between its host and the network. Of a node that forwards and is among `nodes`, OUT leads to it
-    and it leads to INTO. over_network: one plane, in which a route passes from sides before the
-    network through those in it to those behind it, from one to the next only in a NIC.
-    """
-    # Numbers in the order of the graph, so that what is near in it is near in memory.
-    names = list(graph.nodes)
-    position = {name: number for number, name in enumerate(names)}
-    rank = np.argsort(np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64))
-    kind = np.array([data["kind"] for _, data in graph.nodes(data=True)], dtype=np.str_)
-    still, nic, cpu = (kind == "gpu") | (kind == "dram"), kind == "nic", kind == "cpu"
-    host = np.array([data["host"] for _, data in graph.nodes(data=True)], dtype=np.int64)
-
-    joined = [(position[one], near) for one, near in graph.adjacency()]
-    a = np.repeat([one for one, _ in joined], [len(near) for _, near in joined]).astype(np.int64)
-    b = np.array([position[other] for _, near in joined for other in near], dtype=np.int64)
-    data = [link for _, near in joined for link in near.values()]
-    words = [link["kind"] for link in data]
-    classes = np.array([_CLASS[word] for word in words], dtype=np.int64)
-    edges = Edges(names, a, b, words, [link["bandwidth_bytes_per_s"] for link in data])
-    net = classes == _NETWORK
-    classes[(classes == _CLASS["pcie"]) & (cpu[a] | cpu[b])] = _ROOT_COMPLEX
-    nics = np.flatnonzero(nic) * SIDES
-    ends = np.array([position[name] for name in nodes], dtype=np.int64)
-    through = np.unique(ends[~still[ends]])
-
-    # From, to, link, class of every edge between split nodes; class -1 is in every plane.
-    parts: list[tuple[Longs, Longs, Longs, Longs]] = []
-    doors: list[tuple[Longs, Longs]] = []
-
-    def add(chosen: Bools, leave: Longs, enter: Longs) -> None:
-        """The links chosen, from this side of their source to that of their target."""
-        at = np.flatnonzero(chosen)
-        one, other = a[at], b[at]
-        parts.append((one * SIDES + leave[one], other * SIDES + enter[other], at, classes[at]))
-
-    def inside(start: Longs, stop: Longs) -> None:
-        parts.append((start, stop, np.full(start.size, -1), np.full(start.size, -1)))
-
-    inside(nics + HOST_IN, nics + NET_OUT)
-    inside(nics + NET_IN, nics + HOST_OUT)
-    if over_network:
-        # Links within one host, so that the NIC is one of the end's own host.
-        local = ~net & (classes != _CLASS["nvlink"]) & (host[a] == host[b])
-        up = local & ~nic[a] & ~still[b]
-        across = net & ~still[a] & ~still[b]
-        down = local & ~still[a] & ~nic[b]
-        leave = np.where(still, OUT, FORWARD)
-        add(up, leave, np.where(nic, HOST_IN, FORWARD))
-        add(across, np.where(nic, NET_OUT, BETWEEN), np.where(nic, NET_IN, BETWEEN))
-        add(down, np.where(nic, HOST_OUT, FAR), np.where(still, INTO, FAR))
-        doors = [(np.where(nic, NET_OUT, FORWARD), np.where(nic, NET_IN, FAR))]
-    else:
-        for chosen, to_leave, to_enter in ((~net, HOST_OUT, HOST_IN), (net, NET_OUT, NET_IN)):
-            leave = np.where(still, OUT, np.where(nic, to_leave, FORWARD))
-            enter = np.where(still, INTO, np.where(nic, to_enter, FORWARD))
-            add(chosen, leave, enter)
-            doors.append((leave, enter))
-    for leave, enter in doors:
-        inside(through * SIDES + OUT, through * SIDES + leave[through])
-        inside(through * SIDES + enter[through], through * SIDES + INTO)
-        through = through[nic[through]]  # only a NIC has two ways in and out
-    start, stop, link, of_class = (np.concatenate(part) for part in zip(*parts, strict=True))
-
-    # Only the sides that are there, in the same order.
-    out, into = ends * SIDES + OUT, ends * SIDES + INTO
-    splits = np.unique(np.concatenate((start, stop, out, into)))
-    start, stop, out, into = (np.searchsorted(splits, of) for of in (start, stop, out, into))
-    side = splits % SIDES
-    other_side = np.where(side == NET_OUT, HOST_IN, np.where(side == HOST_OUT, NET_IN, side))
-    joint = np.searchsorted(splits, splits - side + other_side)
-
-    # A class that adds no link makes no plane of its own.
-    sizes = [int((of_class <= c).sum()) for c in range(_NETWORK + 1)]
-    wide = [c for c in range(_NETWORK + 1) if c == 0 or sizes[c] > sizes[c - 1]]
-    by_name = rank[splits // SIDES] * SIDES + side
-    cost = HOP + ((of_class == _ROOT_COMPLEX) | (of_class == _SOCKET))
-    forth, back = [], []
-    for path_class in [_NETWORK] if over_network else wide:
-        used = np.flatnonzero(of_class <= path_class)
-        forth.append(used[np.argsort(start[used], kind="stable")])
-        back.append(used[np.lexsort((by_name[start[used]], stop[used]))])
-    text = [name.encode() for name in nodes]
-    sums = [(crc32(name + b">") ^ _ONES, crc32(name, _ONES) ^ _ONES) for name in text]
-    checksums = np.array(sums, dtype=np.int64).reshape(-1, 2)
-    every, every_back = np.concatenate(forth), np.concatenate(back)
-    planes = Planes(
-        ptr=_rows([start[used] for used in forth], splits.size),
-        to=stop[every].astype(np.int32),
-        cost=cost[every].astype(np.int32),
-        link=link[every].astype(np.int32),
-        back_ptr=_rows([stop[used] for used in back], splits.size),
-        back_from=start[every_back].astype(np.int32),
-        back_cost=cost[every_back].astype(np.int32),
-        back_link=link[every_back].astype(np.int32),
-        joint=joint.astype(np.int32),
-        out=out.astype(np.int32),
-        into=into.astype(np.int32),
-        checksum_from=checksums[:, 0].copy(),
-        checksum_to=checksums[:, 1].copy(),
-        length=np.array([len(name) for name in text], dtype=np.int32),
-        crc=_crc_table(),
-        latency_s=np.array([link["latency_s"] for link in data], dtype=np.float64),
-        kind=np.array([_OF_PATH.get(word, PCIE) for word in words], dtype=np.int8),
-    )
-    return planes, edges
-
-
-def _rows(sorted_keys: list[Longs], count: int) -> Ints:
-    """Where each key's entries begin when these lists stand one after another, [lists, count + 1].
-
-    sorted_keys: numbers in [0, count), rising.
-    """
-    begin = np.cumsum([0, *(keys.size for keys in sorted_keys[:-1])])
-    rows = [np.searchsorted(keys, np.arange(count + 1)) for keys in sorted_keys]
-    return np.asarray(np.stack(rows) + begin[:, None], dtype=np.int32)
-
-
-def _crc_table() -> Longs:
-    """What a byte does to a CRC-32 (polynomial 0xEDB88320, as zlib's), int64 [256]."""
-    table = np.arange(256, dtype=np.int64)
-    for _ in range(8):
-        table = np.where(table & 1, 0xEDB88320 ^ (table >> 1), table >> 1)
-    return table
 
 
 @inlined
@@ -615,132 +427,3 @@ def find(
                 work.dist[plane, work.queue[plane, at]] = -1
                 work.ways[plane, work.queue[plane, at]] = -1
     counts[ROUTES], counts[CROSSINGS], counts[LINKS], counts[STAMP] = begin, used, links, stamp
-
-
-@allocation_free
-def neighbours(
-    ptr: Longs,
-    crossed: Ints,
-    fraction: Floats,
-    forks: Ints,
-    whole: bool,
-    first: Longs,
-    place: Ints,
-    after: Floats,
-    before: Floats,
-    begins: Bools,
-    ends: Bools,
-    within: Floats,
-) -> None:
-    """Which links follow each other on a route, and what part of a node's traffic they take.
-
-    The pair (a, b) of links is at first[a] + place[b] of after and before float64 [pairs], 0 where
-    no route has it: the most that any route has of a (after) or of b (before) among all that goes
-    through the node between them. begins, ends: bool [links], routes begin or end with it. whole:
-    all fractions are 1, and fraction and forks empty. within: room for one route's crossings.
-    """
-    for route in range(ptr.size - 1):
-        begin, end = ptr[route], ptr[route + 1]
-        if whole:
-            if end > begin:
-                begins[crossed[begin]] = True
-                ends[crossed[end - 1]] = True
-            for at in range(begin, end - 1):
-                pair = first[crossed[at]] + place[crossed[at + 1]]
-                after[pair] = before[pair] = 1.0
-            continue
-        for at in range(begin, end):
-            within[at - begin] = 0.0
-            last = True
-            for other in range(begin, end):
-                if forks[other, 1] == forks[at, 1]:
-                    within[at - begin] += fraction[other]
-                if forks[other, 0] == forks[at, 1]:
-                    last = False
-            if last:
-                ends[crossed[at]] = True
-        for at in range(begin, end):
-            fed = False
-            for other in range(begin, end):
-                if forks[other, 1] == forks[at, 0]:
-                    fed = True
-                    pair = first[crossed[other]] + place[crossed[at]]
-                    total = within[other - begin]
-                    after[pair] = max(after[pair], min(1.0, fraction[other] / total))
-                    before[pair] = max(before[pair], min(1.0, fraction[at] / total))
-            if not fed:
-                begins[crossed[at]] = True
-
-
-@compiled
-def limiting(
-    ptr: Longs, to: Ints, part: Floats, passes: Bools, capacity: Floats, whole: bool
-) -> Bools:
-    """Which links can limit any route, bool [links]; exact, whatever the traffic.
-
-    ptr int64 [2, links + 1], to int32, part float64: the links after and the links before each,
-    with what part of their traffic is at most the link's. passes: bool [2, links], all that
-    crosses it goes on, comes from another link. A link's traffic is at most the sum of the parts
-    of those after it (or before it). If they can carry no more than it can, it is never the one
-    that is full, and they vouch for it. One that is itself dropped is replaced by those that vouch
-    for it; no link vouches for itself.
-    """
-    links = capacity.size
-    kept = np.ones(links, dtype=np.bool_)
-    given, given_end = np.zeros(links, dtype=np.int64), np.zeros(links, dtype=np.int64)
-    voucher, voucher_part = np.empty(links + 1, dtype=np.int32), np.empty(links + 1)
-    vouchers = 0
-    total = np.zeros(links)
-    stamp = np.full(links, -1, dtype=np.int64)
-    touched, best = np.empty((2, links), dtype=np.int32), np.empty((2, links))
-    stack, stack_part = np.empty(links + 1, dtype=np.int32), np.empty(links + 1)
-    for link in range(links):
-        count, least, chosen = np.zeros(2, dtype=np.int64), np.inf, -1
-        for side in range(2):
-            if not passes[side, link]:
-                continue
-            mark = 2 * link + side
-            for at in range(ptr[side, link], ptr[side, link + 1]):
-                stack[0], stack_part[0], height = to[at], part[at], 1
-                while height > 0:
-                    height -= 1
-                    other, share = stack[height], stack_part[height]
-                    known = stamp[other] == mark
-                    stamp[other] = mark
-                    if kept[other]:
-                        if not known:
-                            touched[side, count[side]] = other
-                            count[side] += 1
-                            total[other] = 0.0
-                        total[other] = min(1.0, total[other] + share)
-                    elif not (whole and known):
-                        needed = height + given_end[other] - given[other]
-                        if needed > stack.size:
-                            stack = np.append(stack, np.empty(needed, dtype=np.int32))
-                            stack_part = np.append(stack_part, np.empty(needed))
-                        for index in range(given[other], given_end[other]):
-                            stack[height] = voucher[index]
-                            stack_part[height] = share * voucher_part[index]
-                            height += 1
-            if stamp[link] == mark:
-                continue
-            together = 0.0
-            for index in range(count[side]):
-                other = touched[side, index]
-                best[side, index] = total[other]
-                together += total[other] * capacity[other]
-            if together < least:
-                least, chosen = together, side
-        if chosen >= 0 and least <= capacity[link] * (1.0 + ROUNDING):
-            kept[link] = False
-            needed = vouchers + count[chosen]
-            if needed > voucher.size:
-                voucher = np.append(voucher, np.empty(needed, dtype=np.int32))
-                voucher_part = np.append(voucher_part, np.empty(needed))
-            given[link] = vouchers
-            for index in range(count[chosen]):
-                voucher[vouchers] = touched[chosen, index]
-                voucher_part[vouchers] = best[chosen, index]
-                vouchers += 1
-            given_end[link] = vouchers
-    return kept

@@ -13,32 +13,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import blake2b
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cluster import paths
+from simulator.cluster import paths, planes
 from simulator.cluster.graph import Graph
+from simulator.cluster.limits import Limits, limits
 from simulator.errors import InputError
 
 KINDS = ("nvlink", "pcie", "network")  # what `kind_of` numbers
-NVLINK, PCIE, NETWORK = paths.NVLINK, paths.PCIE, paths.NETWORK
+NVLINK, PCIE, NETWORK = planes.NVLINK, planes.PCIE, planes.NETWORK
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
-
-
-class Limits(NamedTuple):
-    """The `bind_...` arrays and `capacity_bytes_per_s` of a `RouteTable`."""
-
-    ptr: Longs
-    link: Ints
-    weight: Floats | None
-    capacity_bytes_per_s: Floats
 
 
 @dataclass(frozen=True)
@@ -81,7 +71,7 @@ class RouteTable:
 
     @cached_property
     def _limits(self) -> Limits:
-        return _limits(self)
+        return limits(self)
 
     @property
     def bind_ptr(self) -> Longs:
@@ -245,105 +235,3 @@ def _no_path(graph: Graph, source: str, target: str, via: str | None) -> str:
         f"{graph.name}: no way from {source} to {target} over the network: it must lead from a NIC "
         "of the one's host to a NIC of the other's, and reach both without NVLink"
     )
-
-
-def _limits(table: RouteTable) -> Limits:
-    kept = _limiting(table)
-    capacity, fraction = table.bandwidth_bytes_per_s, table.fraction
-    weight = None
-    if fraction is not None:
-        # Where all routes have the same part of a link, it is a smaller link that each has all of.
-        least, most = np.full(len(kept), np.inf), np.zeros(len(kept))
-        np.minimum.at(least, table.crossed, fraction)
-        np.maximum.at(most, table.crossed, fraction)
-        alike = most - least <= paths.ROUNDING * most
-        capacity = np.where(alike, capacity / most, capacity)
-        weight = np.where(alike[table.crossed], 1.0, fraction)
-        kept &= ~_outdone(table, kept, weight, capacity)
-    chosen = kept[table.crossed]
-    ptr = np.concatenate(([0], np.cumsum(chosen)))[table.ptr]
-    if weight is not None:
-        weight = None if (weight[chosen] == 1.0).all() else weight[chosen]
-    return Limits(ptr, table.crossed[chosen], weight, capacity)
-
-
-def _limiting(table: RouteTable) -> NDArray[np.bool_]:
-    """Which links can limit any route by what the links before and after them carry, bool [links].
-
-    Works on the pairs of links that meet at a node, so on ports x ports of its largest switch.
-    """
-    count = len(table.links)
-    node = {
-        name: n for n, name in enumerate(dict.fromkeys(end for link in table.links for end in link))
-    }
-    tail = np.array([node[a] for a, _ in table.links], dtype=np.int64)
-    head = np.array([node[b] for _, b in table.links], dtype=np.int64)
-    onward = np.bincount(tail, minlength=len(node))
-    start = np.cumsum(onward) - onward
-    by_tail = np.argsort(tail, kind="stable")
-    place = np.empty(count, dtype=np.int32)
-    place[by_tail] = np.arange(count) - start[tail[by_tail]]
-    first = np.concatenate(([0], np.cumsum(onward[head])))
-    after, before = np.zeros((2, first[-1]))
-    begins, ends = np.zeros((2, count), dtype=np.bool_)
-    whole = table.fraction is None
-    paths.neighbours(
-        table.ptr,
-        table.crossed,
-        np.zeros(0) if table.fraction is None else table.fraction,
-        np.zeros((0, 2), dtype=np.int32) if table.forks is None else table.forks,
-        whole,
-        first,
-        place,
-        after,
-        before,
-        begins,
-        ends,
-        np.zeros(int(np.diff(table.ptr).max(initial=0))),
-    )
-    pair = np.flatnonzero(after)
-    one = np.searchsorted(first, pair, side="right") - 1
-    other = by_tail[start[head[one]] + pair - first[one]]
-    order = np.argsort(other, kind="stable")
-    ptr = np.zeros((2, count + 1), dtype=np.int64)
-    ptr[0, 1:] = np.cumsum(np.bincount(one, minlength=count))
-    ptr[1, 1:] = np.cumsum(np.bincount(other, minlength=count))
-    ptr[1] += pair.size
-    return paths.limiting(
-        ptr,
-        np.concatenate((other, one[order])).astype(np.int32),
-        np.concatenate((after[pair], before[pair][order])),
-        ~np.stack((ends, begins)),
-        table.bandwidth_bytes_per_s,
-        whole,
-    )
-
-
-def _outdone(
-    table: RouteTable, kept: NDArray[np.bool_], weight: Floats, capacity_bytes_per_s: Floats
-) -> NDArray[np.bool_]:
-    """Links of which all routes have parts as of another, tighter one, bool [links].
-
-    weight: float64 [crossings]. Of links that are just as tight the first stays.
-    """
-    out = np.zeros(len(kept), dtype=np.bool_)
-    chosen = kept[table.crossed]
-    link = table.crossed[chosen]
-    order = np.argsort(link, kind="stable")
-    route = np.repeat(np.arange(table.count), np.diff(table.ptr))[chosen][order]
-    parts = weight[chosen][order]
-    bounds = np.searchsorted(link[order], np.arange(len(kept) + 1)).tolist()
-    tightest: dict[bytes, list[int]] = {}
-    for this in np.flatnonzero(kept).tolist():
-        mine = slice(bounds[this], bounds[this + 1])
-        alike = tightest.setdefault(blake2b(route[mine].tobytes(), digest_size=16).digest(), [])
-        for at, that in enumerate(alike):
-            ratio = parts[mine] / parts[bounds[that] : bounds[that + 1]]
-            if np.ptp(ratio) <= paths.ROUNDING * ratio[0]:
-                looser = capacity_bytes_per_s[this] >= capacity_bytes_per_s[that] * ratio[0]
-                out[this if looser else that] = True
-                alike[at] = that if looser else this
-                break
-        else:
-            alike.append(this)
-    return out
