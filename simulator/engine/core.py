@@ -43,7 +43,8 @@ gives them names and shapes, as the tuple `Net`:
                                  which they froze, then those that are not
     spare   float64 [places]     the link's capacity left before the flow in that place froze
     link_f  float64 [links, 2]   capacity; share of the link at this place of `by_share`
-    link_i  int32   [links, 5]   first place, end, frozen end, place in `used`, 1 = in `fresh`
+    link_i  int32   [links, 4]   first place, end, place in `used`, 1 = in `fresh`
+    frozen  int32   [links]      end of the frozen ones
     round_f float64 [links, 3]   rounds of the last solve: rate (B/s), when the first flow ends (s),
                                  the same of all rounds so far
     round_i int32   [links, 2]   link, first place of the flows frozen on it
@@ -84,7 +85,7 @@ BYTES, RATE, SINCE, ENDS = 0, 1, 2, 3
 F_ROUTE, F_OP, F_RECEIVER, F_SOURCE, F_ACTIVE = 0, 1, 2, 3, 4
 ROUND, HOPS_OF, FIRST_HOP = 0, 1, 2
 CAPACITY, SHARE, SPARE, LOAD = 0, 1, 2, 3  # SHARE: by place in `by_share`; last two: weighted
-L_FIRST, L_END, L_FROZEN, L_USED, L_NEW = 0, 1, 2, 3, 4
+L_FIRST, L_END, L_USED, L_NEW = 0, 1, 2, 3
 R_SHARE, R_ENDS, R_FIRST_END = 0, 1, 2
 R_LINK, R_FROM = 0, 1
 
@@ -125,6 +126,7 @@ class Net(NamedTuple):
     spare: Floats
     link_f: Floats
     link_i: Ints
+    frozen: Ints
     round_f: Floats
     round_i: Ints
     by_share: Ints
@@ -190,8 +192,9 @@ def views(floats: Floats, ints: Ints, counts: Longs) -> Net:
     i10 = i9 + flows
     i11 = i10 + (flows << shift)
     i12 = i11 + places
-    i13 = i12 + 5 * links
-    i14 = i13 + 2 * links
+    i13 = i12 + 4 * links
+    i24 = i13 + links
+    i14 = i24 + 2 * links
     i15 = i14 + links
     i16 = i15 + links
     i17 = i16 + links
@@ -219,9 +222,10 @@ def views(floats: Floats, ints: Ints, counts: Longs) -> Net:
         line=ints[i11:i12],
         spare=floats[f3:f4],
         link_f=floats[f4:f5].reshape(links, 4),
-        link_i=ints[i12:i13].reshape(links, 5),
+        link_i=ints[i12:i13].reshape(links, 4),
+        frozen=ints[i13:i24],
         round_f=floats[f5:f6].reshape(links, 3),
-        round_i=ints[i13:i14].reshape(links, 2),
+        round_i=ints[i24:i14].reshape(links, 2),
         by_share=ints[i14:i15],
         used=ints[i15:i16],
         fresh=ints[i16:i17],
@@ -254,7 +258,7 @@ def connect(net: Net, capacity: Floats, flows: NDArray[np.int64]) -> None:
     net.link_f[:, CAPACITY] = capacity
     net.link_i[:, L_FIRST] = np.cumsum(flows + 1) - (flows + 1)
     net.link_i[:, L_END] = net.link_i[:, L_FIRST]
-    net.link_i[:, L_FROZEN] = net.link_i[:, L_FIRST]
+    net.frozen[:] = net.link_i[:, L_FIRST]
     net.spare[net.link_i[:, L_FIRST]] = capacity
 
 
@@ -406,19 +410,19 @@ def _thaw(net: Net, first: int) -> None:
     """Undo the rounds of the solve from `first` on, last round first."""
     way = net.way
     line = net.line
-    link_i = net.link_i
+    frozen = net.frozen
     round_i = net.round_i
     counts = net.counts
     shift = np.uint64(counts[SHIFT])
     while counts[N_ROUNDS] > first:
         counts[N_ROUNDS] -= 1
         r = counts[N_ROUNDS]
-        for at in range(round_i[r, R_FROM], link_i[round_i[r, R_LINK], L_FROZEN]):
+        for at in range(round_i[r, R_FROM], frozen[round_i[r, R_LINK]]):
             row = np.uint64((np.uint64(line[at]) >> shift) << shift)
             hop = np.uint64(row + np.uint64(FIRST_HOP))
             beyond = np.uint64(hop + np.uint64(2 * way[row + np.uint64(HOPS_OF)]))
             while hop < beyond:  # its own link is among them
-                link_i[np.uint64(way[hop]), L_FROZEN] -= 1
+                frozen[np.uint64(way[hop])] -= 1
                 hop = np.uint64(hop + np.uint64(2))
 
 
@@ -487,7 +491,7 @@ def _first_changed(net: Net, link: int) -> int:
     round_f = net.round_f
     round_i = net.round_i
     end = link_i[link, L_END]
-    frozen = link_i[link, L_FROZEN]
+    frozen = net.frozen[link]
     shift = net.counts[SHIFT]
     r = 0
     for at in range(link_i[link, L_FIRST], frozen + 1):
@@ -537,6 +541,7 @@ def _solve(net: Net, now: float) -> None:
     spare = net.spare
     link_f = net.link_f
     link_i = net.link_i
+    frozen = net.frozen
     round_f = net.round_f
     round_i = net.round_i
     by_share = net.by_share
@@ -553,7 +558,7 @@ def _solve(net: Net, now: float) -> None:
     live = 0
     for i in range(counts[N_USED]):
         link = used[i]
-        k = link_i[link, L_FROZEN]
+        k = frozen[link]
         n = link_i[link, L_END] - k
         if n > 0:
             link_f[live, SHARE] = spare[k] / n
@@ -565,7 +570,7 @@ def _solve(net: Net, now: float) -> None:
     first_end = round_f[r - 1, R_FIRST_END] if r > 0 else np.inf
     while live > 0:
         link = by_share[0]
-        k = link_i[link, L_FROZEN]
+        k = frozen[link]
         end = link_i[link, L_END]
         share = link_f[0, SHARE]
         if end > k:
@@ -586,13 +591,17 @@ def _solve(net: Net, now: float) -> None:
             flow = np.uint64(first >> shift)
             row = np.uint64(flow << shift)
             way[row] = r
+            hops = way[row + np.uint64(HOPS_OF)]
             hop = np.uint64(row + np.uint64(FIRST_HOP))
-            beyond = np.uint64(hop + np.uint64(2 * way[row + np.uint64(HOPS_OF)]))
+            beyond = np.uint64(hop + np.uint64(2 * hops))
+            if hops == 2:  # the usual case: straight to the one that is not this link's
+                hop = np.uint64(hop + beyond - np.uint64(2) - first)
+                beyond = np.uint64(hop + np.uint64(2))
             while hop < beyond:
                 other = way[hop]
                 if other != link:
                     o = np.uint64(other)
-                    to = np.uint64(link_i[o, L_FROZEN])
+                    to = np.uint64(frozen[o])
                     was = np.uint64(way[hop + np.uint64(1)])
                     if was != to:
                         moved = np.uint64(line[to])
@@ -601,7 +610,7 @@ def _solve(net: Net, now: float) -> None:
                         line[to] = hop
                         way[hop + np.uint64(1)] = to
                     spare[to + np.uint64(1)] = spare[to] - share
-                    link_i[o, L_FROZEN] = to + np.uint64(1)
+                    frozen[o] = to + np.uint64(1)
                 hop = np.uint64(hop + np.uint64(2))
             if flow_f[flow, RATE] != share:
                 left = flow_f[flow, BYTES] - flow_f[flow, RATE] * (now - flow_f[flow, SINCE])
@@ -611,7 +620,7 @@ def _solve(net: Net, now: float) -> None:
                 flow_f[flow, ENDS] = now + left * slowness if left > 0.0 else now
             if flow_f[flow, ENDS] < ends:
                 ends = flow_f[flow, ENDS]
-        link_i[link, L_FROZEN] = end
+        frozen[link] = end
         counts[N_RATES] += end - k
         round_i[r, R_LINK] = link
         round_i[r, R_FROM] = k
@@ -633,7 +642,8 @@ def _solve_weighted(net: Net, now: float) -> None:
     flow_f = net.flow_f
     flow_i = net.flow_i
     active = net.active
-    frozen = net.way
+    done = net.way
+    fill = net.frozen
     line = net.line
     link_f = net.link_f
     link_i = net.link_i
@@ -648,23 +658,23 @@ def _solve_weighted(net: Net, now: float) -> None:
     live = 0
     for i in range(counts[N_ACTIVE]):
         flow = active[i]
-        frozen[flow] = 0
+        done[flow] = 0
         route = flow_i[flow, F_ROUTE]
         for h in range(route_ptr[route], route_ptr[route + 1]):
             link = route_i[h]
-            at = link_i[link, L_FROZEN]
+            at = fill[link]
             if at == link_i[link, L_FIRST]:
                 by_share[live] = link
                 live += 1
                 link_f[link, SPARE] = link_f[link, CAPACITY]
                 link_f[link, LOAD] = 0.0
             line[at] = flow
-            link_i[link, L_FROZEN] = at + 1
+            fill[link] = at + 1
             link_f[link, LOAD] += route_w[h]
     for i in range(live):
         link = by_share[i]
-        link_i[link, L_NEW] = link_i[link, L_FROZEN] - link_i[link, L_FIRST]  # flows not frozen
-        link_i[link, L_FROZEN] = link_i[link, L_FIRST]
+        link_i[link, L_NEW] = fill[link] - link_i[link, L_FIRST]  # flows not frozen
+        fill[link] = link_i[link, L_FIRST]
         link_f[i, SHARE] = link_f[link, SPARE] / link_f[link, LOAD]
     for i in range(live // 2 - 1, -1, -1):
         _sink(net, i, live, by_share[i], link_f[i, SHARE])
@@ -684,9 +694,9 @@ def _solve_weighted(net: Net, now: float) -> None:
         share = max(share, 0.0)
         for at in range(link_i[link, L_FIRST], link_i[link, L_END]):
             flow = line[at]
-            if frozen[flow]:
+            if done[flow]:
                 continue
-            frozen[flow] = 1
+            done[flow] = 1
             route = flow_i[flow, F_ROUTE]
             for h in range(route_ptr[route], route_ptr[route + 1]):
                 other = route_i[h]
