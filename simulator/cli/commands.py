@@ -17,6 +17,8 @@ from typing import Any
 from simulator.cli.text import lay_out
 from simulator.errors import InputError
 
+MANY_FLOWS = 50_000  # beyond, the exact network takes more than ten seconds
+
 
 def run(options: Namespace) -> None:
     """Simulate, and print the summary."""
@@ -76,6 +78,11 @@ def transfers(options: Namespace) -> None:
 
     network = network_of(options.network)
 
+    if len(flows.rows) > MANY_FLOWS and options.network == "exact":
+        _say(
+            f"{len(flows.rows):,} transfers, each exactly: this may take minutes; "
+            "--network epsilon:0.01 or coflow are quicker"
+        )
     try:
         with announced_compilation(_say):
             of = (*ends, flows.size_bytes, flows.start_s)
@@ -198,6 +205,10 @@ def analyze(options: Namespace) -> None:
     from simulator.results.summary import render
 
     summary = analyze_dir(Path(options.run))
+    if options.baseline is not None:
+        from simulator.results.cost import saving
+
+        summary["saving"] = saving(summary, analyze_dir(Path(options.baseline)))
     if options.json:
         _print_json(summary)
     else:
