@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from simulator.engine.ranks import Ranks
 from simulator.engine.rings import depth, parent, placed, rings, shared_nics, through
+from simulator.engine.tiers import landing_of, tiers
 from simulator.errors import InputError
 from simulator.routing.traffic import traffic
 
@@ -283,23 +284,8 @@ def _tokens(
 
 def _tiers(ranks: Ranks, pairs: Floats, nodes: Floats, item_bytes: float, packed: bool) -> Phase:
     """Both tiers of `pairs` [ranks, ranks] items, of which `nodes` [ranks, nodes] cross between."""
-    n = ranks.size
-    local = np.empty(n, dtype=np.int32)
-    landing = np.empty((n, len(ranks.members)), dtype=np.int32)
-    for there in ranks.members:
-        local[list(there)] = np.arange(len(there))
-    for number, there in enumerate(ranks.members):
-        landing[:, number] = np.array(there, dtype=np.int32)[local % len(there)]
-    within = np.zeros((n, n))
-    crossing = np.zeros((n, n))
-    for rank in range(n):
-        landing[rank, ranks.node[rank]] = rank
-        for number, there in enumerate(ranks.members):
-            gate = landing[rank, number]
-            within[gate, list(there)] += pairs[rank, list(there)]
-            if gate != rank:
-                crossing[rank, gate] += nodes[rank, number]
-    np.fill_diagonal(within, 0.0)
+    landing = landing_of(ranks.node, ranks.size)
+    crossing, within = tiers(ranks.node, landing, pairs, nodes)
     parts = []
     for count in (crossing, within):
         source, target = np.nonzero(count)

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cluster.graph import Graph, gpus, memory_of_host
-from simulator.cluster.routes import KINDS, NETWORK, RouteTable, joined, routes_between
+from simulator.cluster.routes import NETWORK, RouteTable, joined, routes_between
+from simulator.engine.costs import by_kind, fixed_s
 from simulator.engine.layout import Layout
 from simulator.engine.step import Sending
 from simulator.engine.transport import token_bytes
@@ -68,8 +69,7 @@ def roads_of(inputs: Inputs, graph: Graph, layout: Layout) -> Roads:
         every = np.arange(len(names), dtype=np.int32)
         routes = joined(routes, routes_between(graph, nodes, every + np.int32(len(names)), every))
         from_host = every + np.int32(len(pairs))
-    copied = inputs.workload.copy_efficiency
-    share = np.array([getattr(copied, kind) for kind in KINDS], dtype=np.float64)
+    share = by_kind(inputs.workload.copy_efficiency)
     return Roads(routes, between, from_host, 1.0 / share[routes.kind_of])
 
 
@@ -97,15 +97,12 @@ def sending(inputs: Inputs, layout: Layout, roads: Roads, op: str) -> Sending:
     cost = transport.costs_of(op)[algorithm(transport, op)]
     scale = transport.scale_of(inputs.topology.gpu.name)
     kinds = roads.routes.kind_of
-    share = np.array([getattr(cost.efficiency, kind) for kind in KINDS], dtype=np.float64)
     used = roads.between[roads.between >= 0]
-    fixed_s = cost.launch_s + cost.per_peer_s * (layout.ep - 1)
-    if (kinds[used] == NETWORK).any():
-        fixed_s += cost.network_latency_s
+    crossing = bool((kinds[used] == NETWORK).any())
     return Sending(
         token_bytes=token_bytes(transport, op, hidden),
-        wire_bytes=1.0 / (share[kinds] * scale.efficiency),
+        efficiency=by_kind(cost.efficiency, scale.efficiency)[kinds],
         half_size_bytes=cost.half_size_bytes,
         packed=transport.deduplicate != "none",
-        delay_s=fixed_s * scale.latency,
+        delay_s=fixed_s(cost, scale, layout.ep, crossing),
     )

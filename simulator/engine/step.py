@@ -17,6 +17,7 @@ import simpy
 from numpy.typing import NDArray
 
 from simulator.engine import core, shape
+from simulator.engine.costs import on_wire
 from simulator.engine.driver import Driver
 from simulator.engine.links import Merged, Wires, merged
 from simulator.engine.memory import HIT, LATE, MISS, ExpertMemory
@@ -33,23 +34,21 @@ Int32s = NDArray[np.int32]
 class Sending:
     """What dispatch, or combine, makes of tokens.
 
-    token_bytes: of one token; wire_bytes: float64 [routes], bytes that each byte of a large message
-    puts on the links of a route; half_size_bytes: `simulator.spec.transport`; packed: all tokens
-    for a GPU are one message, else each is one; delay_s: from the data to the first message.
+    token_bytes: of one token; efficiency: float64 [routes], of large messages on each; packed: all
+    tokens for a GPU are one message, else each is one; delay_s: from the data to the first message.
     """
 
     token_bytes: float
-    wire_bytes: Floats
+    efficiency: Floats
     half_size_bytes: float
     packed: bool
     delay_s: float
 
     def on_wire(self, tokens: NDArray[np.int32], routes: Int32s) -> Floats:
         """Bytes that so many tokens put on the links of these routes, float64 [transfers]."""
-        messages = np.ones(len(tokens)) if self.packed else tokens
-        message = self.token_bytes * (tokens / messages)
-        ramp = np.sqrt(self.half_size_bytes * message)
-        return np.asarray(messages * (message + ramp) * self.wire_bytes[routes])
+        messages = np.ones(len(tokens)) if self.packed else tokens.astype(np.float64)
+        message_bytes = self.token_bytes * (tokens / messages)
+        return on_wire(message_bytes, messages, self.half_size_bytes, self.efficiency[routes])
 
 
 @dataclass(frozen=True)

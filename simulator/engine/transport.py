@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cluster.graph import Graph, build_graph, memory_of_host
-from simulator.cluster.routes import KINDS, NETWORK, RouteTable, routes_between
+from simulator.cluster.routes import NETWORK, RouteTable, routes_between
 from simulator.engine.collectives import (
     COLLECTIVES,
     UNIFORM,
@@ -32,6 +32,7 @@ from simulator.engine.collectives import (
     Phase,
     counted,
 )
+from simulator.engine.costs import by_kind, fixed_s, on_wire
 from simulator.engine.ranks import Ranks, ranks_of
 from simulator.errors import InputError
 from simulator.spec.schema import Gpu, Topology
@@ -199,10 +200,8 @@ def lay(
         for ends in _stages(cluster, transport, phase)
     )
     crossing = any((w.routes.kind_of == NETWORK).any() for w in wires)
-    fixed_s = cost.launch_s + cost.per_peer_s * (cluster.ranks.size - 1)
-    if crossing:
-        fixed_s += cost.network_latency_s
-    return Operation(op, algorithm, fixed_s * scale.latency, cost.half_size_bytes, wires)
+    before_s = fixed_s(cost, scale, cluster.ranks.size, crossing)
+    return Operation(op, algorithm, before_s, cost.half_size_bytes, wires)
 
 
 def time_of(operation: Operation, size_bytes: float = 1.0) -> Time:
@@ -283,12 +282,11 @@ def _wires(
         ends.target[moving],
         "network" if transport.path == "network" else None,
     )
-    share = [getattr(cost.efficiency, kind) * efficiency_scale for kind in KINDS]
     wires = Wires(
         routes,
         phase.message_bytes[moving],
         phase.messages[moving],
-        np.array(share, dtype=np.float64)[routes.kind_of],
+        by_kind(cost.efficiency, efficiency_scale)[routes.kind_of],
         phase.waits[moving],
         None,
     )
@@ -296,14 +294,6 @@ def _wires(
 
 
 # --- time --------------------------------------------------------------------------------
-
-
-def on_wire(
-    message_bytes: Floats, messages: Floats, half_size_bytes: float, efficiency: Floats
-) -> Floats:
-    """Bytes that flows put on links of raw bandwidth, float64 [flows]."""
-    ramp = np.sqrt(half_size_bytes * message_bytes)
-    return messages * (message_bytes + ramp) / efficiency
 
 
 def _network_time(wires: Wires, scale: float, half_size_bytes: float) -> Time:
