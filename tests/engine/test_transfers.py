@@ -174,3 +174,29 @@ def test_a_hundred_thousand_transfers():
     found = transfers(star(count), sources, targets, sizes, starts)
     assert found.finish_s == pytest.approx(starts + 1e-3 + sizes / 1e9, rel=REL)
     assert found.busy_s[0] == pytest.approx(sizes[::count].sum() / 1e9, rel=1e-6)
+
+
+def test_a_sprayed_transfer_takes_part_of_each_way():
+    """gpu0 reaches gpu1 over b and over c, half each way; gpu2 only over b. At 2 GB/s out of b and
+    1 GB/s out of c, r0 / 2 + r2 = 2 GB/s there: both have 4/3 GB/s. Alone, gpu0 has 2 GB/s, the
+    half of which fills the way over c.
+    """
+    graph = nx.DiGraph(name="two ways", ecmp="sprayed")
+    for name in ("gpu0", "gpu1", "gpu2"):
+        graph.add_node(name, kind="gpu", host=0)
+    for name in "abcd":
+        graph.add_node(name, kind="leaf", host=0)
+    for a, b, rate in (
+        ("gpu0", "a", 10e9), ("a", "b", 10e9), ("a", "c", 10e9), ("gpu2", "b", 10e9),
+        ("b", "d", 2e9), ("c", "d", 1e9), ("d", "gpu1", 10e9),
+    ):  # fmt: skip
+        graph.add_edge(a, b, kind="network", bandwidth_bytes_per_s=rate, latency_s=0.0)
+    alone = move(graph, ("gpu0", "gpu1", 1e6, 0.0))
+    assert alone.finish_s == pytest.approx([0.5e-3], rel=REL)
+    carried = dict(zip(alone.links, alone.bytes, strict=True))
+    assert carried["b", "d"] == carried["c", "d"] == pytest.approx(0.5e6, rel=REL)
+    both = move(graph, ("gpu0", "gpu1", 1e6, 0.0), ("gpu2", "gpu1", 1e6, 0.0))
+    assert both.finish_s == pytest.approx([0.75e-3] * 2, rel=REL)
+    # 1 MB more from gpu0 after 0.75 ms: alone again.
+    later = move(graph, ("gpu0", "gpu1", 2e6, 0.0), ("gpu2", "gpu1", 1e6, 0.0))
+    assert later.finish_s == pytest.approx([0.75e-3 + 0.5e-3, 0.75e-3], rel=REL)
