@@ -5,6 +5,7 @@ Nothing here imports the simulator: each is written from the definition, slowly 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -130,55 +131,112 @@ def on_wire(message_bytes: float, half_size_bytes: float, efficiency: float) -> 
 # --- computing ---------------------------------------------------------------------------
 
 
-def roofline(
-    flops: float,
-    moved_bytes: float,
-    flops_per_s: float,
-    bytes_per_s: float,
-    launches: int,
-    launch_overhead_s: float,
-) -> float:
-    """Seconds of a kernel: the slower of computing and moving, and its launches."""
-    return launches * launch_overhead_s + max(flops / flops_per_s, moved_bytes / bytes_per_s)
-
-
 class Rates(NamedTuple):
-    """What kernels run at: FLOP/s for 16-bit weights, B/s of memory, seconds per launch."""
+    """What GEMMs run at: FLOP/s, B/s, seconds per launch and per doubling of 1 + k / 512.
+
+    `fill`: elements of k that a tile costs besides. Types: bytes of a weight and of an input.
+    """
 
     flops_per_s: float
     bytes_per_s: float
     launch_s: float
+    depth_s: float
+    fill: float
+    weight_bytes: float = 2.0
+    input_bytes: float = 2.0
+    quantise_bytes_per_s: float = float("inf")
+
+
+class GroupedRates(NamedTuple):
+    """What a fused MoE runs at: FLOP/s and B/s of its GEMMs, seconds before and after them.
+
+    `tile`: rows to which each expert's are rounded up; `passes_bytes_per_s`: of what is no GEMM.
+    """
+
+    flops_per_s: float
+    bytes_per_s: float
+    launch_s: float
+    fill: float
+    tile: int
+    passes_bytes_per_s: float
+    weight_bytes: float = 2.0
+    input_bytes: float = 2.0
+
+
+def rounded_ridge(compute_s: float, memory_s: float) -> float:
+    """The fourth root of the sum of fourth powers."""
+    return float((compute_s**4 + memory_s**4) ** 0.25)
+
+
+def gemm(of: Rates, m: int, n: int, k: int) -> float:
+    """Seconds of [m, k] x [k, n]: launch, rounded roofline, depth, and quantising the input."""
+    moved = n * k * of.weight_bytes + m * k * of.input_bytes + m * n * 2
+    seconds = of.launch_s + of.depth_s * math.log(1 + k / 512) / math.log(2)
+    seconds += rounded_ridge(2 * m * n * (k + of.fill) / of.flops_per_s, moved / of.bytes_per_s)
+    return seconds + 3 * m * k / of.quantise_bytes_per_s
+
+
+def passed(of: Rates, elements: float) -> float:
+    """Seconds of a kernel that reads and writes so many 16-bit elements together."""
+    return of.launch_s + 2 * elements / of.bytes_per_s
+
+
+def heads(of: Rates, scored: float, read_bytes: float) -> float:
+    """Seconds of scores and weighted values: 2 FLOPs per multiplication, bytes read and written."""
+    return of.launch_s + rounded_ridge(2 * scored / of.flops_per_s, read_bytes / of.bytes_per_s)
 
 
 def gqa_attention(
-    rates: Rates, rows: int, hidden: int, heads: int, kv_heads: int, head: int, keys: int, gate: int
+    of: Rates, rows: int, hidden: int, heads_: int, kv_heads: int, head: int, keys: int, gate: int
 ) -> float:
     """Seconds of attention in decode, all in 16 bit.
 
-    Projections, scores over `keys` cached tokens of every row, a gate for `gate` experts (0: none).
+    Two norms (four passes each), Q K V in one matrix, rotary embedding, scores over `keys` cached
+    tokens of every row, output; a gate for `gate` experts (0: none).
     """
-    inner = 2 * (heads + kv_heads) * head  # Q, K, V and what goes into O
-    moved = 2.0 * (hidden * inner + rows * (2 * hidden + inner))
-    seconds = roofline(2.0 * hidden * inner * rows, moved, *rates[:2], 2, rates.launch_s)
-    moved = 2.0 * 2 * kv_heads * head * keys * rows
-    seconds += roofline(4.0 * heads * head * keys * rows, moved, *rates[:2], 1, rates.launch_s)
-    if gate:
-        moved = 2.0 * (hidden * gate + rows * hidden)
-        seconds += roofline(2.0 * hidden * gate * rows, moved, *rates[:2], 1, rates.launch_s)
-    return seconds
+    width, inner = heads_ * head, (heads_ + 2 * kv_heads) * head
+    seconds = 2 * passed(of, 4 * rows * hidden)
+    seconds += gemm(of, rows, inner, hidden) + passed(of, 2 * rows * inner)
+    cache = 2 * 2 * kv_heads * head * keys * rows
+    seconds += heads(of, 2 * width * keys * rows, cache + 2 * 2 * rows * width)
+    seconds += gemm(of, rows, hidden, width)
+    return seconds + (gemm(of, rows, gate, hidden) if gate else 0.0)
 
 
-def gated_ffn(rates: Rates, rows: int, active: int, hidden: int, intermediate: int) -> float:
-    """Seconds of a gated FFN of `active` weight sets, in 16 bit, with `rows` rows together."""
-    parameters = 3 * hidden * intermediate
-    moved = 2.0 * (active * parameters + rows * (2 * hidden + 3 * intermediate))
-    return roofline(2.0 * parameters * rows, moved, *rates[:2], 2, rates.launch_s)
+def gated_ffn(of: Rates, rows: int, hidden: int, intermediate: int) -> float:
+    """Seconds of a gated FFN: gate and up in one matrix, activation, down."""
+    seconds = gemm(of, rows, 2 * intermediate, hidden) + passed(of, 3 * rows * intermediate)
+    return seconds + gemm(of, rows, hidden, intermediate)
 
 
-def lm_head(rates: Rates, rows: int, hidden: int, vocab: int) -> float:
-    """Seconds of the logits, in 16 bit."""
-    moved = 2.0 * (hidden * vocab + rows * (hidden + vocab))
-    return roofline(2.0 * hidden * vocab * rows, moved, *rates[:2], 1, rates.launch_s)
+def fused_moe(
+    of: GroupedRates, tokens: int, rows_of: Sequence[int], hidden: int, intermediate: int
+) -> float:
+    """Seconds of the experts of a layer, `rows_of` [experts] rows each, for `tokens` that came."""
+    rows, active = sum(rows_of), sum(1 for rows in rows_of if rows)
+    if not rows:
+        return 0.0
+    tiles = sum(-(-rows // of.tile) for rows in rows_of) * of.tile
+    seconds = of.launch_s
+    for n, k in ((2 * intermediate, hidden), (hidden, intermediate)):
+        moved = active * n * k * of.weight_bytes + rows * (k * of.input_bytes + 2 * n)
+        computed = 2 * tiles * n * (k + of.fill) / of.flops_per_s
+        seconds += rounded_ridge(computed, moved / of.bytes_per_s)
+    # Tokens read and written; rows gathered, added up, and through the activation.
+    moved = 4 * tokens * hidden
+    moved += rows * (hidden * (4 + of.input_bytes) + intermediate * (4 + of.input_bytes))
+    return seconds + moved / of.passes_bytes_per_s
+
+
+def lm_head(of: Rates, rows: int, hidden: int, vocab: int) -> float:
+    """Seconds of the last norm and the logits, in 16 bit."""
+    return passed(of, 4 * rows * hidden) + gemm(of, rows, vocab, hidden)
+
+
+def expected_tokens(guesses: int, acceptance: float) -> float:
+    """Tokens per step of draft and verify, summed over how many guesses are right."""
+    right = [acceptance**n * (1 - acceptance) for n in range(guesses)] + [acceptance**guesses]
+    return sum((n + 1) * p for n, p in enumerate(right))
 
 
 def pipeline(first_s: float, second_s: float, count: int) -> float:

@@ -148,6 +148,10 @@ class Step:
             sparse = [compute.attention(r, True) for r in rows]
             self._fill(grid_f, grid_i, (index, slice(m.dense), shape.ATTENTION), dense, rows)
             self._fill(grid_f, grid_i, (index, slice(m.dense, None), shape.ATTENTION), sparse, rows)
+            for layer in compute.windowed:
+                near = [compute.attention(r, layer >= m.dense, True) for r in rows]
+                where = (index, slice(layer, layer + 1), shape.ATTENTION)
+                self._fill(grid_f, grid_i, where, near, rows)
             ffn = [compute.dense_ffn(r) for r in rows]
             shared = [compute.shared_experts(r) for r in rows]
             self._fill(grid_f, grid_i, (index, slice(m.dense), shape.SHARED), ffn, rows)
@@ -243,8 +247,8 @@ class Step:
                 for layer in layers.tolist():
                     self._accesses[gpu][layer][HIT] += count
             work = [
-                m.compute.experts(r, a) if r else NOTHING
-                for r, a in zip(total.tolist(), active.tolist(), strict=True)
+                m.compute.experts_by_rows(rows, tokens)
+                for rows, tokens in zip(table.rows.tolist(), table.tokens.tolist(), strict=True)
             ]
             for layer in layers.tolist():
                 where = (index, slice(layer, layer + 1), of.kind(chunk, shape.EXPERTS))
@@ -296,15 +300,16 @@ class Step:
         real = access.sizes
         where = (index, chunk, layer, gpu, peer)
         if resident:
-            count = sum([rows[expert] for expert in resident])
-            work = m.compute.experts(count, len(resident))
+            mine = [rows[expert] for expert in resident]
+            count = sum(mine)
+            work = m.compute.experts_by_rows(mine, min(int(table.tokens[gpu]), count))
             whole += (grouped, core.TIMED, gpu, 0)
             real.append(work.seconds)
             edges += (grouped, experts)
             self.kernels.append((grouped, -1, count, now, work.flops, work.bytes, *where))
         for expert, kernel in zip(coming, access.kernels, strict=True):
             count = rows[expert]
-            work = m.compute.experts(count, 1)
+            work = m.compute.expert(count)
             whole += (kernel, core.TIMED, gpu, 0)
             real.append(work.seconds)
             edges += (kernel, experts)

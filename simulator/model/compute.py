@@ -1,145 +1,191 @@
-"""How long a GPU computes: a roofline per kernel.
+"""How long a GPU computes: the kernels of a layer, each by `simulator.model.kernels`.
 
-    seconds = launches * launch overhead + max(FLOPs / (peak * e_c), HBM bytes / (bandwidth * e_m))
-
-(Williams, Waterman, Patterson: Roofline, CACM 52(4), 2009), with the GPU's measured efficiencies
-e_c and e_m (catalogue). Weights are streamed once per kernel, activations are read and written
-once. Not modelled here: dependence of the efficiency on the shape, tile quantisation, L2 reuse.
+Kernels of one span run one after the other. In a CUDA graph they cost what was measured in one;
+launched from the host, a span takes at least the time in which the host launches its kernels.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
-from simulator.model import sizes
-from simulator.spec.schema import Gpu, GqaAttention, Model
+from simulator.model import attention, kernels, sizes
+from simulator.model.kernels import HOST_LAUNCH_S, NOTHING, Rates, Work
+from simulator.spec.schema import Gpu, Model
 
+__all__ = ["NOTHING", "ComputeModel", "Work"]
 
-class Work(NamedTuple):
-    """One kernel's time (s), FLOPs and HBM bytes."""
-
-    seconds: float
-    flops: float
-    bytes: float
-
-
-NOTHING = Work(0.0, 0.0, 0.0)
 ACTIVATION_BYTES = 2.0  # BF16 between kernels
+# A norm reads the residual and what is added to it, and writes the sum and the normed row.
+NORM_PASSES = 4
+MOST_KEPT = 100_000  # shapes; loads of a long run would fill the memory
 
 
 class ComputeModel:
     """Kernel times of one model on one GPU; results are kept per shape.
 
-    `phase` is "decode" (every row is a sequence with its own `context` of KV) or "prefill" (the
-    rows belong together and attend to `context` keys each on average).
+    `phase` is "decode" (every row is a token of a sequence with its own `context` of KV) or
+    "prefill" (the rows belong together and attend to `context` keys each on average). `queries`:
+    rows per sequence in decode, above 1 with speculative decoding. `windowed`: the layers that
+    attend to the sliding window only.
     """
 
-    def __init__(self, model: Model, gpu: Gpu, phase: str, context: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        gpu: Gpu,
+        phase: str,
+        context: int,
+        cuda_graphs: bool = True,
+        queries: int = 1,
+    ) -> None:
         self.model = model
         self.phase = phase
         self.context = context
-        self.launch_s = gpu.launch_overhead_s
-        rates = gpu.flops_per_s
-        # A GPU without units for the weights' type computes in BF16 after conversion.
-        self.weight_flops_per_s = rates.get(model.dtype, rates["bf16"]) * gpu.compute_efficiency
-        self.dense_flops_per_s = rates["bf16"] * gpu.compute_efficiency
-        self.bytes_per_s = gpu.hbm_bandwidth_bytes_per_s * gpu.memory_efficiency
-        self._weight_bytes = sizes.BYTES_PER_ELEMENT[model.dtype]
-        self._expert_parameters = sizes.ffn_parameters(model, model.moe.intermediate)
-        self._attention: dict[int, Work] = {}
-        self._experts: dict[tuple[int, int], Work] = {}
+        self.queries = queries
+        self.windowed = [at for at, is_ in enumerate(sizes.windowed_layers(model)) if is_]
+        self.host_launch_s = 0.0 if cuda_graphs else HOST_LAUNCH_S
+        self.plain = gemm_rates(gpu, "bf16")
+        self._attention_rates = gemm_rates(gpu, sizes.dtype_of(model, "attention"))
+        self._dense = gemm_rates(gpu, sizes.dtype_of(model, "dense"))
+        self._single = gemm_rates(gpu, sizes.dtype_of(model, "experts"))
+        self._grouped = moe_rates(gpu, sizes.dtype_of(model, "experts"))
+        self._head = gemm_rates(gpu, sizes.dtype_of(model, "lm_head"))
+        self._gate = gemm_rates(gpu, sizes.dtype_of(model, "gate"))
+        self._kept: dict[tuple[str | int | bool, ...], Work] = {}
 
-    def attention(self, rows: int, gate: bool) -> Work:
-        """Projections, attention over the KV cache and, with `gate`, the router, of `rows`."""
-        key = rows * 2 + gate
-        work = self._attention.get(key)
-        if work is None:
-            work = self._attention[key] = self._attention_work(rows, gate)
-        return work
+    def attention(self, rows: int, gate: bool, windowed: bool = False) -> Work:
+        """Norms, projections, attention over the KV cache and, with `gate`, the router, of `rows`.
+
+        windowed: the layer attends to the sliding window only.
+        """
+        key = ("attention", rows, gate, windowed)
+        if key not in self._kept:
+            self._kept[key] = self._attention(rows, gate, windowed)
+        return self._kept[key]
 
     def experts(self, rows: int, active: int) -> Work:
-        """A grouped GEMM over `active` experts with `rows` tokens together."""
-        work = self._experts.get((rows, active))
-        if work is None:
-            parameters = self._expert_parameters
-            model = self.model
-            moved = active * parameters * self._weight_bytes + self._activations(
-                rows, model.hidden, 3 * model.moe.intermediate, model.hidden
-            )
-            work = self._roofline(2.0 * parameters * rows, moved, 2, self.weight_flops_per_s)
-            self._experts[rows, active] = work
-        return work
+        """A fused MoE of `active` experts with `rows` tokens together, evenly spread over them."""
+        key = ("experts", rows, active)
+        if key not in self._kept:
+            each = -(-rows // max(active, 1))
+            padded = active * kernels.padded([each], self._grouped.tile)
+            self._kept[key] = self._moe(rows, padded, active, rows)
+        return self._kept[key]
+
+    def experts_by_rows(self, rows: Sequence[int], tokens: int | None = None) -> Work:
+        """A fused MoE with the real rows of each expert, [experts] (those without rows cost
+        nothing). tokens: that came here, each for one or more experts; one per row if None.
+        """
+        tile = self._grouped.tile
+        total, active, tiles = sum(rows), 0, 0
+        for count in rows:
+            if count:
+                active += 1
+                tiles += -(-count // tile)
+        came = total if tokens is None else tokens
+        key = ("rows", total, active, tiles, came)
+        if key not in self._kept:
+            if len(self._kept) >= MOST_KEPT:
+                self._kept.clear()
+            self._kept[key] = self._moe(total, tiles * tile, active, came)
+        return self._kept[key]
+
+    def expert(self, rows: int) -> Work:
+        """One expert by itself, as when its weights have just been fetched: two plain GEMMs."""
+        return self._ffn("expert", self._single, rows, self.model.moe.intermediate)
 
     def dense_ffn(self, rows: int) -> Work:
         """The FFN of a dense layer."""
-        return self._ffn(rows, self.model.dense_intermediate)
+        return self._ffn("dense", self._dense, rows, self.model.dense_intermediate)
 
     def shared_experts(self, rows: int) -> Work:
         """The experts that every token takes (one GEMM pair over all of them)."""
         moe = self.model.moe
-        return self._ffn(rows, moe.shared_experts * moe.shared_intermediate)
+        intermediate = moe.shared_experts * moe.shared_intermediate
+        return self._ffn("shared", self._dense, rows, intermediate)
 
     def lm_head(self, rows: int) -> Work:
-        """Logits of `rows` tokens, in BF16."""
-        parameters = self.model.vocab * self.model.hidden
-        moved = parameters * ACTIVATION_BYTES + self._activations(
-            rows, self.model.hidden, self.model.vocab
-        )
-        return self._roofline(2.0 * parameters * rows, moved, 1, self.dense_flops_per_s)
+        """The last norm and the logits of `rows` tokens."""
+        if rows == 0:
+            return NOTHING
+        key = ("head", rows)
+        if key not in self._kept:
+            logits = kernels.gemm(self._head, rows, self.model.vocab, self.model.hidden)
+            self._kept[key] = self._span([self._norm(rows), logits], 1 + self._head.kernels)
+        return self._kept[key]
 
-    def _ffn(self, rows: int, intermediate: int) -> Work:
+    def _moe(self, rows: int, padded: int, active: int, tokens: int) -> Work:
+        if rows == 0:
+            return NOTHING
+        of, model = self._grouped, self.model
+        shape = (model.hidden, model.moe.intermediate)
+        return self._span([kernels.fused_moe(of, tokens, rows, padded, active, *shape)], of.kernels)
+
+    def _ffn(self, name: str, of: Rates, rows: int, intermediate: int) -> Work:
         if rows == 0 or intermediate == 0:
             return NOTHING
-        parameters = sizes.ffn_parameters(self.model, intermediate)
-        moved = parameters * self._weight_bytes + self._activations(
-            rows, self.model.hidden, 3 * intermediate, self.model.hidden
-        )
-        return self._roofline(2.0 * parameters * rows, moved, 2, self.weight_flops_per_s)
+        key = (name, rows)
+        if key not in self._kept:
+            hidden = self.model.hidden
+            parts = [
+                kernels.gemm(of, rows, 2 * intermediate, hidden),
+                kernels.moved(self.plain, 3 * rows * intermediate * ACTIVATION_BYTES),
+                kernels.gemm(of, rows, hidden, intermediate),
+            ]
+            self._kept[key] = self._span(parts, 1 + 2 * of.kernels)
+        return self._kept[key]
 
-    def _attention_work(self, rows: int, gate: bool) -> Work:
+    def _attention(self, rows: int, gate: bool, windowed: bool) -> Work:
         if rows == 0:
             return NOTHING
         model = self.model
-        projections = sizes.attention_parameters(model)
-        inner = projections // model.hidden  # widths between the projections (exact for GQA)
-        linear = self._roofline(
-            2.0 * projections * rows,
-            projections * self._weight_bytes + self._activations(rows, 2 * model.hidden, inner),
-            2 if isinstance(model.attention, GqaAttention) else 5,
-            self.weight_flops_per_s,
-        )
-        core = self._roofline(
-            self._score_flops_per_key() * self.context * rows,
-            sizes.kv_bytes_per_token_layer(model)
-            * self.context
-            * (rows if self.phase == "decode" else 1),
-            1,
-            self.dense_flops_per_s,
-        )
-        parts = [linear, core]
+        window = model.sliding_window
+        keys = min(self.context, window.tokens) if windowed and window else self.context
+        sequences = rows / self.queries if self.phase == "decode" else 1.0
+        asked = attention.Asked(rows, keys, sequences, self.phase == "decode")
+        parts, count = attention.kernels_of(model, self._attention_rates, self.plain, asked)
+        parts += [self._norm(rows), self._norm(rows)]
+        count += 2
         if gate:
-            parameters = sizes.gate_parameters(model)
-            moved = parameters * ACTIVATION_BYTES + self._activations(rows, model.hidden)
-            parts.append(self._roofline(2.0 * parameters * rows, moved, 1, self.dense_flops_per_s))
-        return Work(
-            sum(p.seconds for p in parts), sum(p.flops for p in parts), sum(p.bytes for p in parts)
-        )
+            parts.append(kernels.gemm(self._gate, rows, model.moe.experts, model.hidden))
+            count += self._gate.kernels
+        return self._span(parts, count)
 
-    def _score_flops_per_key(self) -> float:
-        """FLOPs per query token and key: scores and weighted values, all heads.
+    def _norm(self, rows: int) -> Work:
+        return kernels.moved(self.plain, NORM_PASSES * rows * self.model.hidden * ACTIVATION_BYTES)
 
-        MLA in decode works on the latent (absorbed up-projections), in prefill on full heads.
-        """
-        a = self.model.attention
-        if isinstance(a, GqaAttention):
-            return 4.0 * a.heads * a.head_dim
-        if self.phase == "decode":
-            return 2.0 * a.heads * (2 * a.kv_lora_rank + a.qk_rope_head_dim)
-        return 2.0 * a.heads * (a.qk_nope_head_dim + a.qk_rope_head_dim + a.v_head_dim)
+    def _span(self, parts: list[Work], count: int) -> Work:
+        work = kernels.together(*parts)
+        return work._replace(seconds=max(work.seconds, count * self.host_launch_s))
 
-    def _activations(self, rows: int, *widths: int) -> float:
-        return rows * sum(widths) * ACTIVATION_BYTES
 
-    def _roofline(self, flops: float, moved: float, launches: int, flops_per_s: float) -> Work:
-        seconds = launches * self.launch_s + max(flops / flops_per_s, moved / self.bytes_per_s)
-        return Work(seconds, flops, moved)
+def gemm_rates(gpu: Gpu, dtype: str) -> Rates:
+    """The GEMM family for weights of a type on a GPU.
+
+    INT8 takes the figures of FP8, FP4 those of block-scaled FP8, each at its own peak; types that
+    the GPU has no units for are converted on the way and run as BF16 (weight-only).
+    """
+    unit = sizes.compute_dtype(dtype, gpu)
+    family = "bf16"
+    if unit in ("fp8", "int8"):
+        family = "fp8_block" if dtype == "fp8_block" else "fp8"
+    elif unit == "fp4":
+        family = "fp8_block"
+    return _on(gpu, family, dtype, unit)
+
+
+def moe_rates(gpu: Gpu, dtype: str) -> Rates:
+    """The fused-MoE family for experts of a type: 4-bit weights that are converted to BF16 on the
+    way have their own, other converted ones that of BF16.
+    """
+    unit = sizes.compute_dtype(dtype, gpu)
+    if unit in ("fp8", "int8", "fp4"):
+        family = "moe_fp8"
+    else:
+        family = "moe_mxfp4" if sizes.BYTES_PER_ELEMENT[dtype] < 1.0 else "moe_bf16"
+    return _on(gpu, family, dtype, unit)
+
+
+def _on(gpu: Gpu, family: str, dtype: str, unit: str) -> Rates:
+    element, given = sizes.BYTES_PER_ELEMENT[dtype], sizes.BYTES_PER_ELEMENT[unit]
+    return kernels.rates(gpu, gpu.kernels[family], gpu.flops_per_s[unit], element, given)

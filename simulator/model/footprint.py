@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from simulator.errors import InputError
 from simulator.model import sizes
+from simulator.model.speculative import queries
 from simulator.spec.schema import Gpu, Workload
 
 GIB = 2.0**30
@@ -21,21 +22,25 @@ def gpu_bytes(workload: Workload, resident_experts: int, home_experts: int) -> d
     model = workload.model
     moe = model.moe
     traffic = workload.traffic
-    element = sizes.BYTES_PER_ELEMENT[model.dtype]
     sparse = model.layers - moe.first_dense_layers
+    ffns = moe.first_dense_layers * sizes.ffn_parameters(model, model.dense_intermediate)
+    ffns += sparse * moe.shared_experts * sizes.ffn_parameters(model, moe.shared_intermediate)
     dense = (
-        model.layers * sizes.attention_parameters(model)
-        + moe.first_dense_layers * sizes.ffn_parameters(model, model.dense_intermediate)
-        + sparse * moe.shared_experts * sizes.ffn_parameters(model, moe.shared_intermediate)
-    ) * element + (2 * model.vocab * model.hidden + sparse * sizes.gate_parameters(model)) * 2.0
-    cached = traffic.context * (traffic.tokens_per_gpu if traffic.phase == "decode" else 1)
-    if traffic.phase == "prefill":
-        cached += traffic.tokens_per_gpu
+        model.layers * sizes.attention_parameters(model) * sizes.weight_bytes(model, "attention")
+        + ffns * sizes.weight_bytes(model, "dense")
+        + 2 * model.vocab * model.hidden * sizes.weight_bytes(model, "lm_head")
+        + sparse * sizes.gate_parameters(model) * sizes.weight_bytes(model, "gate")
+    )
+    if traffic.phase == "decode":
+        sequences = -(-traffic.tokens_per_gpu // queries(traffic))
+        cached = sequences * sizes.kept_tokens(model, traffic.context)
+    else:
+        cached = sizes.kept_tokens(model, traffic.context + traffic.tokens_per_gpu)
     widest = max(3 * moe.intermediate * moe.top_k, 3 * model.dense_intermediate, 4 * model.hidden)
     return {
         "dense weights": dense,
         "experts": (resident_experts + home_experts) * sparse * sizes.expert_bytes(model),
-        "KV cache": cached * model.layers * sizes.kv_bytes_per_token_layer(model),
+        "KV cache": cached * sizes.kv_bytes_per_token_layer(model),
         "activations": traffic.tokens_per_gpu * (2 * model.hidden + widest) * 2.0,
     }
 

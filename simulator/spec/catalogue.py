@@ -49,8 +49,8 @@ def expand(value: object) -> object:
     for key, given in value.items():
         if key == "model":
             continue
-        if key in ("flops", "sources") and isinstance(given, dict):
-            entry[key] = {**entry[key], **given}
+        if key in ("flops", "kernels", "sources") and isinstance(given, dict):
+            entry[key] = {**entry.get(key, {}), **given}
         else:
             entry[key] = given
         if key in sources:

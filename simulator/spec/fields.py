@@ -43,6 +43,10 @@ Bytes = Annotated[float, Field(gt=0), _quantity("bytes")]
 Flops = Annotated[float, Field(gt=0), _quantity("flops")]
 Power = Annotated[float, Field(ge=0), _quantity("power")]
 Price = Annotated[float, Field(ge=0), _quantity("price")]
+BitEnergy = Annotated[float, Field(ge=0), _quantity("bit energy")]
+FlopEnergy = Annotated[float, Field(ge=0), _quantity("FLOP energy")]
+Tariff = Annotated[float, Field(ge=0), _quantity("tariff")]
+Volume = Annotated[float, Field(gt=0), _quantity("volume")]
 Efficiency = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 # Beyond these a typing error is likelier than a cluster; expert ids are 16 bit.
@@ -53,7 +57,9 @@ NotNegative = Annotated[int, Field(ge=0)]
 Sources = Annotated[tuple[str, ...], Strict(False)]
 
 FLOPS_DTYPES = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4")
-WeightDtype = Literal["fp32", "bf16", "fp16", "fp8", "int8", "fp4"]
+WeightDtype = Literal[
+    "fp32", "bf16", "fp16", "fp8", "fp8_block", "int8", "int4", "fp4", "mxfp4", "nvfp4"
+]
 
 
 def _routing_source(text: str) -> str:

@@ -1,7 +1,8 @@
 """Reads the ``config.json`` of a Hugging Face model into the keys of ``model:``.
 
-Known ``model_type``: mixtral, qwen3_moe, gpt_oss, deepseek_v3. Sliding windows, norms, biases and
-multi-token-prediction layers are left out: the simulator has no place for them.
+Known ``model_type``: mixtral, qwen3_moe, gpt_oss, deepseek_v3. Norms, biases and
+multi-token-prediction layers are left out: the simulator has no place for them. MXFP4 is that of
+the experts alone, as gpt-oss has it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from simulator.spec.document import read_text
 from simulator.spec.units import did_you_mean
 
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-_QUANTISED = {"fp8": "fp8", "mxfp4": "fp4"}
+_QUANTISED = {"fp8": "fp8", "mxfp4": "mxfp4"}
 
 
 class _Config:
@@ -38,8 +39,8 @@ class _Config:
             return default
         raise InputError(f"{self.shown}: {names[0]}: required, but not given")
 
-    def dtype(self) -> str:
-        """Dtype of the weights: the quantisation's, else ``torch_dtype``, else bf16."""
+    def dtypes(self) -> dict[str, Any]:
+        """``dtype``, the quantisation's, else ``torch_dtype``, else bf16; and ``dtypes``."""
         quantised = self.keys.get("quantization_config")
         if isinstance(quantised, Mapping):
             method = quantised.get("quant_method")
@@ -49,13 +50,15 @@ class _Config:
                     f"{self.shown}: quantization_config.quant_method: {method!r} is not known "
                     f"(known: {known}); say model.dtype and take quantization_config out"
                 )
-            return _QUANTISED[str(method)]
+            if method == "mxfp4":
+                return {"dtype": "bf16", "dtypes": {"experts": _QUANTISED["mxfp4"]}}
+            return {"dtype": "fp8_block" if quantised.get("weight_block_size") else "fp8"}
         given = self.keys.get("torch_dtype", self.keys.get("dtype", "bfloat16"))
         if given not in _DTYPES:
             raise InputError(
                 f"{self.shown}: torch_dtype: {given!r} is not one of {', '.join(_DTYPES)}"
             )
-        return _DTYPES[str(given)]
+        return {"dtype": _DTYPES[str(given)]}
 
 
 def read_config(path: Path, shown: str | None = None) -> dict[str, Any]:
@@ -91,7 +94,7 @@ def read_config(path: Path, shown: str | None = None) -> dict[str, Any]:
         "hidden": config.whole("hidden_size"),
         "layers": config.whole("num_hidden_layers"),
         "vocab": config.whole("vocab_size"),
-        "dtype": config.dtype(),
+        **config.dtypes(),
         **reader(config),
     }
 
@@ -112,6 +115,13 @@ def _mixtral(config: _Config) -> dict[str, Any]:
         "intermediate": config.whole("intermediate_size"),
     }
     return {"attention": _gqa(config), "moe": moe}
+
+
+def _gpt_oss(config: _Config) -> dict[str, Any]:
+    """As Mixtral; every second layer attends to the window only, the first among them."""
+    window = config.whole("sliding_window", default=0)
+    sliding = {"tokens": window, "full_every": 2} if window else None
+    return {**_mixtral(config), "sliding_window": sliding}
 
 
 def _qwen3_moe(config: _Config) -> dict[str, Any]:
@@ -152,7 +162,7 @@ def _deepseek_v3(config: _Config) -> dict[str, Any]:
 READERS: dict[str, Callable[[_Config], dict[str, Any]]] = {
     "mixtral": _mixtral,
     "qwen3_moe": _qwen3_moe,
-    "gpt_oss": _mixtral,
+    "gpt_oss": _gpt_oss,
     "deepseek_v3": _deepseek_v3,
 }
-"""From ``model_type`` to the reader of its keys (gpt_oss names them as Mixtral does)."""
+"""From ``model_type`` to the reader of its keys."""

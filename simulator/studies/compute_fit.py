@@ -138,22 +138,14 @@ def fit_gemm(rows: Sequence[KernelRow], gpu: Gpu) -> Fit:
         "compute": 0.95, "memory": 1.0, "launches": 3.0, "depth": 0.3, "fill": 100.0,
         "quantise": 0.4,
     }  # fmt: skip
-    highest = {
-        "compute": 1.0 / gpu.compute_efficiency,
-        "memory": 1.0 / gpu.memory_efficiency,
-        "quantise": 1.0,
-    }
+    highest = {"quantise": 1.0, **_highest(gpu)}
     return solve(rows, start, highest, lambda v: _with(gpu, rows[0].dtype, v))
 
 
-def fit_moe(rows: Sequence[KernelRow], gpu: Gpu, efficiencies: bool) -> Fit:
-    """launches and passes of a grouped family, and its own efficiencies where asked for."""
-    start = {"launches": 10.0, "passes": 0.5}
-    highest = {"passes": 1.0}
-    if efficiencies:
-        start |= {"compute": 0.8, "memory": 0.8}
-        highest["compute"] = 1.0 / gpu.compute_efficiency
-        highest["memory"] = 1.0 / gpu.memory_efficiency
+def fit_moe(rows: Sequence[KernelRow], gpu: Gpu, own: Sequence[str] = ()) -> Fit:
+    """A grouped family's launches and passes, and its `own` compute and memory if asked for."""
+    start = {"launches": 10.0, "passes": 0.5, **dict.fromkeys(own, 0.8)}
+    highest = {"passes": 1.0, **_highest(gpu)}
     return solve(rows, start, highest, lambda v: _with(gpu, family_of(rows[0]), v))
 
 
@@ -166,12 +158,57 @@ def fit_scales(rows: Sequence[KernelRow], like: Gpu, on: Gpu) -> Fit:
 
 
 def fit_moe_scales(rows: Sequence[KernelRow], on: Gpu, like: Kernel) -> Fit:
-    """launches, compute and memory of a grouped family on another GPU, from those it has."""
+    """A grouped family's launches, compute and memory on another GPU, from those it has."""
     start = {key: float(getattr(like, key)) for key in ("launches", "compute", "memory")}
-    highest = {"compute": 1.0 / on.compute_efficiency, "memory": 1.0 / on.memory_efficiency}
-    return solve(rows, start, highest, lambda v: _with(on, family_of(rows[0]), v))
+    return solve(rows, start, _highest(on), lambda v: _with(on, family_of(rows[0]), v))
+
+
+def _highest(gpu: Gpu) -> dict[str, float]:
+    """The factors at which an efficiency would be 1."""
+    return {"compute": 1.0 / gpu.compute_efficiency, "memory": 1.0 / gpu.memory_efficiency}
 
 
 def _with(gpu: Gpu, family: str, figures: Values) -> Gpu:
     kernel = gpu.kernels[family].model_copy(update=dict(figures))
     return gpu.model_copy(update={"kernels": {**gpu.kernels, family: kernel}})
+
+
+def refit(rows_of: Callable[[str], Sequence[KernelRow]]) -> tuple[dict[str, Fit], dict[str, Gpu]]:
+    """All fits anew, in their order, and the GPUs that they make of the catalogue's.
+
+    rows_of: the rows of a shipped table by its name. Later fits build on the earlier ones' values,
+    never on what the catalogue says of them.
+    """
+    found: dict[str, Fit] = {}
+    h100 = gpu_of("h100_sxm")
+    found["H100-SXM"] = first = fit_gpu(rows_of("gemm_h100_bf16.csv"), h100)
+    keys = ("launch_overhead_s", "compute_efficiency", "memory_efficiency")
+    h100 = h100.model_copy(update={key: first.values[key] for key in keys})
+    h100 = _with(h100, "bf16", {key: first.values[key] for key in ("depth", "fill")})
+    for name in ("fp8", "fp8_block"):
+        found[name] = fit_gemm(rows_of(f"gemm_h100_{name}.csv"), h100)
+        h100 = _with(h100, name, found[name].values)
+    for name, like, table, own in _GROUPED:
+        of = h100.kernels[like]
+        taken = {"fill": of.fill}
+        if not own:
+            taken |= {"compute": of.compute, "memory": of.memory}
+        h100 = _with(h100, name, taken)
+        found[name] = fit_moe(rows_of(table), h100, own)
+        h100 = _with(h100, name, found[name].values)
+    a100 = gpu_of("a100_sxm").model_copy(update={"kernels": h100.kernels})
+    found["A100-SXM-80GB"] = fit_scales(rows_of("gemm_a100_named.csv"), h100, a100)
+    a100 = a100.model_copy(update=found["A100-SXM-80GB"].values)
+    found["A100-SXM-80GB moe_bf16"] = last = fit_moe_scales(
+        rows_of("moe_a100_named.csv"), a100, a100.kernels["moe_bf16"]
+    )
+    return found, {"H100-SXM": h100, "A100-SXM-80GB": _with(a100, "moe_bf16", last.values)}
+
+
+# Family, the GEMM whose figures it takes over, its table, and what it is fitted besides.
+_GROUPED: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+    ("moe_bf16", "bf16", "moe_h100_bf16.csv", ()),
+    ("moe_fp8", "fp8", "moe_h100_fp8.csv", ()),
+    ("moe_mxfp4", "bf16", "moe_h100_mxfp4_vllm.csv", ("compute", "memory")),
+    ("moe_mxfp4_trtllm", "bf16", "moe_h100_mxfp4_trtllm.csv", ("memory",)),
+)

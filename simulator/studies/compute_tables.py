@@ -40,7 +40,7 @@ class KernelRow(NamedTuple):
     where: "file:line"; system, source: as the table names machine and kernel. GEMM: m, n, k and
     groups (matrices of weights, m over all). Fused MoE: tokens that enter the layer over all EP
     ranks, hidden, intermediate (of one TP rank), top_k, experts; ep, tp ranks; distribution.
-    kernel_only: without launch and quantise. slower: took 1.3 times as long as a row with more work.
+    kernel_only: without launch and quantise. slower: took 1.3 times as long as one with more work.
     """
 
     where: str
@@ -169,14 +169,17 @@ def loads(row: KernelRow) -> list[Ints]:
     """Rows of each expert on the timed GPU, int64 [experts / ep], for each draw (one if balanced).
 
     The tables time EP rank 0, which in skewed rows is the most loaded one. Balanced: the choices of
-    a token lie experts / top_k apart. Power law: weights x^-alpha by inverse sampling, from 1 to 0.8
-    tokens (0.01 to 2 where there are no more choices than experts), scaled to tokens x top_k, no
-    expert above `tokens`, what is cut off going evenly to the ranks, there to the least loaded.
+    a token lie experts / top_k apart. Power law: weights x^-alpha by inverse sampling, from 1 to
+    0.8 tokens (0.01 to 2 where there are no more choices than experts), scaled to tokens x top_k
+    and rounded; what rounding lost goes one by one to the ranks, there to the least loaded expert
+    (in the older tables of the A100: to the most loaded experts of all); no expert above `tokens`.
+    So the collector of these tables draws them, as we read its code.
     """
     shape = (row.tokens, row.experts, row.top_k, row.ep)
     if row.distribution == "balanced":
         return [_balanced(*shape)]
-    return _skewed(*shape, float(row.distribution.removeprefix("power_law_")))
+    alpha = float(row.distribution.removeprefix("power_law_"))
+    return _skewed(*shape, alpha, row.system.startswith("a100"))
 
 
 @cache
@@ -188,7 +191,9 @@ def _balanced(tokens: int, experts: int, top_k: int, ep: int) -> Ints:
 
 
 @cache
-def _skewed(tokens: int, experts: int, top_k: int, ep: int, alpha: float) -> list[Ints]:
+def _skewed(
+    tokens: int, experts: int, top_k: int, ep: int, alpha: float, older: bool
+) -> list[Ints]:
     seed = zlib.crc32(f"{tokens} {experts} {top_k} {ep} {alpha:g}".encode())
     rng = np.random.default_rng([0, seed])
     low, high = (1.0, 0.8 * tokens) if tokens * top_k > experts else (0.01, 2.0)
@@ -198,6 +203,8 @@ def _skewed(tokens: int, experts: int, top_k: int, ep: int, alpha: float) -> lis
         drawn = rng.random(experts)
         weights = ((high**power - low**power) * drawn + low**power) ** (1.0 / power)
         wanted = np.rint(weights / weights.sum() * tokens * top_k).astype(np.int64)
+        if older:
+            _complete(wanted, tokens * top_k)
         counts = np.minimum(wanted, tokens).reshape(ep, -1)
         missing = tokens * top_k - int(counts.sum())
         for rank in range(ep):
@@ -205,6 +212,15 @@ def _skewed(tokens: int, experts: int, top_k: int, ep: int, alpha: float) -> lis
             counts[rank] = _raised(counts[rank], share if missing > 0 else -share, tokens)
         found.append(counts[counts.sum(axis=1).argmax()])
     return found
+
+
+def _complete(counts: Ints, total: int) -> None:
+    """Make the counts add up: one more for the most, one less for the least loaded experts."""
+    order = np.argsort(-counts, kind="stable")
+    missing = total - int(counts.sum())
+    for step in range(abs(missing)):
+        at = order[step % len(order)] if missing > 0 else order[-1 - step % len(order)]
+        counts[at if missing > 0 or counts[at] > 0 else counts.argmax()] += np.sign(missing)
 
 
 def _raised(counts: Ints, amount: int, most: int) -> Ints:

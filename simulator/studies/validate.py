@@ -62,10 +62,10 @@ class Verdict(NamedTuple):
 
 
 def validate(reference: Path | None = None) -> list[Verdict]:
-    """Simulate all sets; `reference`: a folder with the full tables, in place of the shipped ones.
+    """Simulate all sets, of transports and of kernels.
 
-    Sets of one family are also told together (`TOTALS`). Raises InputError for tables that cannot
-    be read.
+    `reference`: a folder with the full tables, in place of the shipped ones. Sets of one family are
+    also told together (`TOTALS`). Raises InputError for tables that cannot be read.
     """
     bounds = limits()
     found = [
@@ -81,7 +81,10 @@ def validate(reference: Path | None = None) -> list[Verdict]:
         rows = [row for part in parts for row in part.rows]
         parameters = sum(part.parameters for part in parts)
         found.append(judged(whole, rows, bounds[key], parameters))
-    return found
+    # Here, because it takes its types from this module.
+    from simulator.studies.compute_validate import kernel_verdicts
+
+    return found + kernel_verdicts(reference, bounds)
 
 
 TOTALS = (

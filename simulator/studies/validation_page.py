@@ -27,8 +27,9 @@ COLUMNS = (
 
 _INTRO = """# Validation
 
-How far the simulator is from what others measured. Every figure below comes from a simulation: the
-collective operation, on the topology of the machine, with a shipped transport.
+How far the simulator is from what others measured. Every figure below comes from a simulation: of
+the collective operation, on the topology of the machine, with a shipped transport; or of the kernel
+on the catalogue's GPU (`kernels`).
 
     error = exp(mean |ln(simulated / measured)|) - 1
 
@@ -42,7 +43,7 @@ command exits with status 1 (`simulator/studies/limits.yaml`).
 The rows are transcribed in `simulator/studies/data/`, at most 60 per table, by a rule that each
 file states with its source and licence. `validate --reference DIR` takes every row of a folder
 that holds the full tables. [Transports](transports.md) tells how a time is made of a transport's
-parameters, and how they are fitted.
+parameters, and how they are fitted; [models](models.md) tells the same of a kernel's.
 """
 
 _HOW = """## How the rows are simulated
@@ -61,6 +62,15 @@ _HOW = """## How the rows are simulated
   logical bandwidths; a token counts once per node, its own included (once per GPU on one node), so
   time = tokens x that count x hidden x (1.03125 for dispatch, 2 for combine) / bandwidth. The count
   is that of uniform scores under DeepSeek's limit of four nodes per token.
+- GEMM: H100 and A100 times include launch (in a CUDA graph) and, in FP8, quantising the input;
+  DeepGEMM's do not, and the H800 has the H100's figures at its own datasheet peaks.
+- Fused MoE: one EP rank's experts with their real rows. In balanced rows the choices of a token lie
+  evenly apart; in power-law rows the loads are drawn as the collector draws them, eight times, and
+  the most loaded rank is timed. Kernel sources are in no set together. Rows *slower than more work*
+  took 1.3 times as long as a row of the same table with no more ranks, and so with more experts or
+  wider ones on the GPU: no model of the work can give both, and the sets are told with and without.
+  Left out: vLLM's fused MoE of the A100, whose ids in rows with EP go beyond the rank's experts (as
+  we read its collector), and of the H100 in BF16 and FP8, which has slices of 24 and 48 columns.
 """
 
 
@@ -121,7 +131,7 @@ def _summary(verdict: Verdict) -> tuple[str, ...]:
     return (
         verdict.set.title,
         verdict.set.kind,
-        verdict.set.transport or "as above",
+        verdict.set.transport or ("as above" if verdict.rows[0].topology else "kernels"),
         str(len(verdict.rows)),
         str(verdict.parameters),
         percent(verdict.error),
@@ -212,6 +222,8 @@ def _each(verdict: Verdict) -> list[tuple[str, ...]]:
 
 def named(row: Measurement) -> str:
     """A row in words: operation, ranks, system, size."""
+    if not row.tokens and not row.size_bytes:
+        return f"{row.operation} on {row.system}"
     what = f"{row.tokens} tokens" if row.tokens else _size(row.size_bytes)
     return f"{row.operation}, {row.ranks} x {row.system}, {what}"
 

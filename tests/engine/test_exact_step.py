@@ -308,3 +308,29 @@ def test_a_kernel_too_short_for_the_clock_is_no_span_and_no_fault():
     )
     assert (found.spans["end_s"] > found.spans["start_s"]).all()
     assert {"demand", "dispatch"} <= kinds_of(found)
+
+
+def test_windowed_layers_read_less_of_the_cache():
+    """Layers 0, 2 (dense and sparse) attend to 8 of 32 tokens, 1 and 3 to all."""
+    inputs = small(
+        {
+            "topology.build.gpus": 1,
+            "model.layers": 4,
+            "model.dense_intermediate": 80,
+            "model.moe": "{experts: 8, top_k: 2, intermediate: 48, first_dense_layers: 1}",
+            "model.sliding_window": "{tokens: 8, full_every: 2}",
+        }
+    )
+    found = run(inputs)
+    of = rates(inputs)
+    for layer, keys, gate in ((0, 8, 0), (1, 32, 8), (2, 8, 8), (3, 32, 8)):
+        wanted = closed_forms.gqa_attention(of, 4, 64, 4, 2, 16, keys, gate)
+        spans = found.where(kind="attention", layer=layer)
+        assert seconds(spans) == pytest.approx([wanted], rel=REL)
+
+
+def test_without_cuda_graphs_the_host_launches_every_kernel():
+    """Seven kernels of attention, two of the head: 5 us each, longer than they run."""
+    found = run(small({"topology.build.gpus": 1, "model.layers": 1, "cuda_graphs": False}))
+    assert seconds(found.where(kind="attention")) == pytest.approx([35e-6], rel=REL)
+    assert seconds(found.where(kind="lm_head")) == pytest.approx([10e-6], rel=REL)

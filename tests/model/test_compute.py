@@ -1,4 +1,4 @@
-"""Kernel times against the roofline by hand, on both sides of the ridge."""
+"""Kernel times of a model against closed forms, on both sides of the ridge."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import closed_forms
 import pytest
 
 from simulator.model.compute import NOTHING, ComputeModel
+from simulator.model.kernels import HOST_LAUNCH_S
 from simulator.spec.load import load_topology
 from simulator.spec.schema import Gpu, Model
 
@@ -41,66 +42,91 @@ MLA = {
 
 
 def gpu(*overrides: str) -> Gpu:
-    """1 TFLOP/s in BF16 at 80 %, 100 GB/s at 90 %, 3 us per launch: the ridge is at 8.9 FLOP/B."""
+    """1 TFLOP/s in BF16 at 80 %, 100 GB/s at 90 %, 3 us per launch; round figures for families."""
     shown = [
         "gpu.flops={bf16: 1 TFLOP/s, fp8: 2 TFLOP/s}",
         "gpu.hbm_bandwidth=100 GB/s",
         "gpu.compute_efficiency=0.8",
         "gpu.memory_efficiency=0.9",
         "gpu.launch_overhead=3 us",
+        "gpu.kernels={bf16: {depth: 0.5, fill: 100.0},"
+        " fp8: {compute: 0.5, memory: 0.8, launches: 2.0, depth: 0.1, fill: 50.0, quantise: 0.4},"
+        " moe_bf16: {launches: 10.0, fill: 100.0, tile: 64, passes: 0.5},"
+        " moe_mxfp4: {compute: 0.7, memory: 0.6, launches: 12.0, fill: 100.0, tile: 32,"
+        " passes: 0.25}}",
     ]
     return load_topology("h100x4", [*shown, *overrides]).gpu
 
 
-RATES = closed_forms.Rates(0.8e12, 0.9e11, 3e-6)
+RATES = closed_forms.Rates(0.8e12, 0.9e11, 3e-6, 1.5e-6, 100)
+FP8 = closed_forms.Rates(0.8e12, 0.72e11, 6e-6, 0.3e-6, 50, 1.0, 1.0, 0.4e11)
+GROUPED = closed_forms.GroupedRates(0.8e12, 0.9e11, 30e-6, 100, 64, 0.5e11)
+MXFP4 = closed_forms.GroupedRates(0.56e12, 0.54e11, 36e-6, 100, 32, 0.25e11, 0.53125)
 
 
 def compute(phase: str = "decode", context: int = 100, **changes: Any) -> ComputeModel:
     return ComputeModel(Model.model_validate(MODEL | changes), gpu(), phase, context)
 
 
-@pytest.mark.parametrize("rows", [1, 7, 64, 5000])
-@pytest.mark.parametrize("active", [1, 3, 32])
-def test_experts(rows: int, active: int):
-    work = compute().experts(rows, active)
-    flops = 2.0 * rows * 3 * 1024 * 512
-    moved = 2.0 * active * 3 * 1024 * 512 + 2.0 * rows * (2 * 1024 + 3 * 512)
-    assert (work.flops, work.bytes) == (flops, moved)
-    wanted = closed_forms.roofline(flops, moved, 0.8e12, 0.9e11, 2, 3e-6)
+@pytest.mark.parametrize("counts", [[1], [7, 0, 64, 65], [5000, 1], [3] * 32, [0, 128]])
+@pytest.mark.parametrize("tokens", [None, 9])
+def test_experts_by_their_real_rows(counts: list[int], tokens: int | None):
+    work = compute().experts_by_rows(counts, tokens)
+    came = sum(counts) if tokens is None else tokens
+    wanted = closed_forms.fused_moe(GROUPED, came, counts, 1024, 512)
     assert work.seconds == pytest.approx(wanted, rel=REL)
-    wanted = closed_forms.gated_ffn(RATES, rows, active, 1024, 512)
-    assert work.seconds == pytest.approx(wanted, rel=REL)
+    assert work.flops == 2.0 * sum(counts) * 3 * 1024 * 512
+    weights = sum(1 for count in counts if count) * 3 * 1024 * 512
+    gemms = sum(counts) * (1024 + 2 * 512 + 512 + 1024)
+    passes = came * 2 * 1024 + sum(counts) * 3 * (1024 + 512)
+    assert work.bytes == pytest.approx(2.0 * (weights + gemms + passes), rel=REL)
+
+
+@pytest.mark.parametrize(("rows", "active"), [(64, 4), (1, 1), (640, 32), (100, 3)])
+def test_experts_evenly_spread(rows: int, active: int):
+    each = -(-rows // active)
+    counts = [each] * active
+    counts[0] -= each * active - rows
+    by_rows = compute().experts_by_rows(counts)
+    assert compute().experts(rows, active) == by_rows
+
+
+def test_skewed_rows_take_longer_only_by_their_tiles():
+    """Same rows, same experts: four times 64 are four tiles; 253 and three single ones seven."""
+    even, skewed = (compute().experts_by_rows(c) for c in ([64] * 4, [253, 1, 1, 1]))
+    assert (even.flops, even.bytes) == (skewed.flops, skewed.bytes)
+    assert skewed.seconds > even.seconds
+    many = compute().experts_by_rows([6400] * 4).seconds - 30e-6
+    assert compute().experts_by_rows([25_597, 1, 1, 1]).seconds - 30e-6 == pytest.approx(
+        many, rel=0.01
+    )
+
+
+def test_a_fetched_expert_is_two_plain_gemms():
+    for rows in (1, 300):
+        wanted = closed_forms.gated_ffn(RATES, rows, 1024, 512)
+        assert compute().expert(rows).seconds == pytest.approx(wanted, rel=REL)
 
 
 def test_few_rows_are_bound_by_memory_and_many_by_computing():
-    """Below the ridge time hardly changes with the rows; above it it is proportional."""
-    of = compute()
-    few = [of.experts(rows, 1).seconds - 6e-6 for rows in (1, 2)]
+    fast = gpu("gpu.flops={bf16: 100 TFLOP/s}")
+    quick = ComputeModel(Model.model_validate(MODEL), fast, "decode", 100)
+    few = [quick.experts(rows, 1).seconds - 30e-6 for rows in (1, 2)]
     assert few[1] / few[0] < 1.01
-    weights = 3 * 1024 * 512
-    assert few[0] == pytest.approx((2.0 * weights + 2.0 * 3584) / 0.9e11, rel=REL)
-    many = [of.experts(rows, 1).seconds - 6e-6 for rows in (5000, 10_000)]
-    assert many[1] / many[0] == pytest.approx(2, rel=REL)
-    assert many[0] == pytest.approx(2.0 * weights * 5000 / 0.8e12, rel=REL)
-
-
-def test_at_the_ridge_both_sides_are_equal():
-    """Rows r with 2 p r / F = (2 p + a r) / B, a bytes of activations per row."""
-    parameters, per_row = 3 * 1024 * 512, 2.0 * 3584
-    ridge = 2.0 * parameters / 0.9e11 / (2.0 * parameters / 0.8e12 - per_row / 0.9e11)
-    of = compute()
-    below, above = int(ridge), int(ridge) + 1
-    moved = (2.0 * parameters + per_row * below) / 0.9e11
-    assert of.experts(below, 1).seconds == pytest.approx(6e-6 + moved, rel=REL)
-    computed = 2.0 * parameters * above / 0.8e12
-    assert of.experts(above, 1).seconds == pytest.approx(6e-6 + computed, rel=REL)
+    of, weights = compute(), 3 * 1024 * 512
+    assert few[0] == pytest.approx(2.0 * weights / 0.9e11, rel=0.01)
+    many = [of.experts(rows, 1).seconds - 30e-6 for rows in (64_000, 128_000)]
+    assert many[1] / many[0] == pytest.approx(2, rel=1e-3)
+    filled = 2.0 * 64_000 * (1024 * (1024 + 100) + 1024 * (512 + 100)) / 0.8e12
+    passes = 64_000 * (5 * 1024 + 3 * 512) * 2 / 0.5e11
+    assert many[0] == pytest.approx(filled + passes, rel=2e-3)
 
 
 @pytest.mark.parametrize("rows", [1, 30, 4000])
 def test_dense_and_shared_ffn_and_head(rows: int):
     of = compute()
-    dense = closed_forms.gated_ffn(RATES, rows, 1, 1024, 3000)
-    shared = closed_forms.gated_ffn(RATES, rows, 1, 1024, 1400)
+    dense = closed_forms.gated_ffn(RATES, rows, 1024, 3000)
+    shared = closed_forms.gated_ffn(RATES, rows, 1024, 1400)
     head = closed_forms.lm_head(RATES, rows, 1024, 5000)
     assert of.dense_ffn(rows).seconds == pytest.approx(dense, rel=REL)
     assert of.shared_experts(rows).seconds == pytest.approx(shared, rel=REL)
@@ -120,12 +146,68 @@ def test_attention_with_grouped_heads_in_decode(rows: int, gate: bool):
     assert work.flops == pytest.approx(flops, rel=REL)
 
 
+def test_multi_head_attention_has_as_many_key_heads():
+    many = {"kind": "gqa", "heads": 16, "kv_heads": 16, "head_dim": 64}
+    wanted = closed_forms.gqa_attention(RATES, 8, 1024, 16, 16, 64, 100, 0)
+    assert compute(attention=many).attention(8, False).seconds == pytest.approx(wanted, rel=REL)
+
+
 def test_in_prefill_the_keys_are_read_once_and_not_by_every_row():
     decode = compute("decode", 1000).attention(64, False)
     prefill = compute("prefill", 1000).attention(64, False)
     keys = 2 * 4 * 64 * 2.0 * 1000
     assert decode.bytes - prefill.bytes == pytest.approx(63 * keys, rel=REL)
     assert decode.flops == prefill.flops
+
+
+def test_a_window_bounds_the_keys():
+    """Every second layer attends to 128 keys, the others to all 1,000."""
+    of = compute("decode", 1000, layers=4, sliding_window={"tokens": 128, "full_every": 2})
+    assert of.windowed == [0, 2]
+    for windowed, keys in ((False, 1000), (True, 128)):
+        wanted = closed_forms.gqa_attention(RATES, 8, 1024, 16, 4, 64, keys, 32)
+        assert of.attention(8, True, windowed).seconds == pytest.approx(wanted, rel=REL)
+    short = compute("decode", 100, sliding_window={"tokens": 128})
+    assert short.windowed == [0, 1]
+    assert short.attention(8, True, True) == short.attention(8, True)
+
+
+def latent(rows: int, keys: int, absorbed: bool, sequences: float, expanded: int) -> float:
+    """8 heads of 32 + 16 and 24, latent 64 + 16, query rank 96."""
+    g, of = closed_forms.gemm, RATES
+    seconds = 2 * closed_forms.passed(of, 4 * rows * 1024)
+    seconds += g(of, rows, 96 + 80, 1024) + g(of, rows, 8 * 48, 96)
+    seconds += closed_forms.passed(of, 2 * rows * (8 * 48 + 80))
+    if absorbed:
+        for n, k in ((64, 32), (24, 64)):  # eight products in one kernel
+            moved = 8 * 2 * (n * k + rows * k + rows * n)
+            computed = 8 * 2 * rows * n * (k + 100) / 0.8e12
+            seconds += 3e-6 + closed_forms.rounded_ridge(computed, moved / 0.9e11)
+            seconds += g(of, 0, 0, k) - 3e-6  # depth
+        scored, valued, read = 80, 64, sequences * keys * 80 * 2
+    else:
+        seconds += g(of, expanded, 8 * (32 + 24), 64)
+        scored, valued, read = 48, 24, sequences * keys * 8 * (48 + 24) * 2
+    touched = rows * 8 * (scored + valued) * 2
+    seconds += closed_forms.heads(of, 8 * (scored + valued) * keys * rows, read + touched)
+    return seconds + g(of, rows, 1024, 8 * 24)
+
+
+@pytest.mark.parametrize(
+    ("phase", "absorb", "absorbed"),
+    [
+        ("decode", "decode", True),
+        ("decode", "never", False),
+        ("prefill", "decode", False),
+        ("prefill", "always", True),
+    ],
+)
+def test_latent_attention_absorbed_or_not(phase: str, absorb: str, absorbed: bool):
+    work = compute(phase, 1000, attention={**MLA, "absorb": absorb}).attention(7, False)
+    sequences = 7 if phase == "decode" else 1
+    expanded = 7000 if phase == "decode" else 7
+    wanted = latent(7, 1000, absorbed, sequences, expanded)
+    assert work.seconds == pytest.approx(wanted, rel=REL)
 
 
 def test_latent_attention_works_on_the_latent_in_decode_and_on_heads_in_prefill():
@@ -138,18 +220,59 @@ def test_latent_attention_works_on_the_latent_in_decode_and_on_heads_in_prefill(
     assert prefill.attention(7, False).flops == linear + 2.0 * 7 * 1000 * 8 * (48 + 24)
 
 
-def test_weights_of_a_type_with_units_of_its_own_run_at_their_rate():
-    rows = 100_000  # bound by computing
-    bf16 = compute().experts(rows, 1).seconds - 6e-6
-    fp8 = compute(dtype="fp8").experts(rows, 1).seconds - 6e-6
-    fp4 = compute(dtype="fp4").experts(rows, 1).seconds - 6e-6  # no units: converted to BF16
-    assert bf16 == pytest.approx(2 * fp8, rel=REL)
-    assert fp4 == bf16
+def test_parts_have_types_of_their_own():
+    """Experts in MXFP4, the rest in BF16; then everything but the head and the gate in FP8."""
+    of = compute(dtypes={"experts": "mxfp4"})
+    wanted = closed_forms.fused_moe(MXFP4, 40, [40], 1024, 512)
+    assert of.experts(40, 1).seconds == pytest.approx(wanted, rel=REL)
+    assert of.dense_ffn(40) == compute().dense_ffn(40)
+    eight = compute(dtype="fp8")
+    wanted = closed_forms.gemm(FP8, 40, 6000, 1024) + closed_forms.passed(RATES, 3 * 40 * 3000)
+    wanted += closed_forms.gemm(FP8, 40, 1024, 3000)
+    assert eight.dense_ffn(40).seconds == pytest.approx(wanted, rel=REL)
+    assert eight.lm_head(40) == compute().lm_head(40)
+    assert compute(dtypes={"lm_head": "fp8"}).lm_head(40) != compute().lm_head(40)
+
+
+def test_weights_without_units_of_their_own_are_converted_on_the_way():
+    """INT4 reads fewer bytes and computes as BF16."""
+    four, plain = compute(dtypes={"dense": "int4"}), compute()
+    assert four.dense_ffn(100_000).seconds == pytest.approx(
+        plain.dense_ffn(100_000).seconds, rel=0.01
+    )
+    weights = 3 * 1024 * 3000
+    saved = plain.dense_ffn(1).bytes - four.dense_ffn(1).bytes
+    assert saved == pytest.approx(weights * (2.0 - 0.515625), rel=REL)
+
+
+def test_guesses_share_the_cache_of_their_sequence():
+    """Four sequences of three rows each read four caches; twelve rows of their own, twelve."""
+    model = Model.model_validate(MODEL)
+    guessed = ComputeModel(model, gpu(), "decode", 1000, queries=3).attention(12, False)
+    alone = compute("decode", 1000).attention(12, False)
+    cache = 2 * 4 * 64 * 2.0 * 1000
+    assert alone.bytes - guessed.bytes == pytest.approx(8 * cache, rel=REL)
+    assert alone.flops == guessed.flops
+
+
+def test_without_graphs_the_host_bounds_short_kernels_and_not_long_ones():
+    model = Model.model_validate(MODEL)
+    fast = gpu("gpu.launch_overhead=0.1 us", "gpu.hbm_bandwidth=100 TB/s",
+               "gpu.flops={bf16: 1 PFLOP/s}")  # fmt: skip
+    eager = ComputeModel(model, fast, "decode", 100, cuda_graphs=False)
+    graph = ComputeModel(model, fast, "decode", 100)
+    # Norm and logits; two GEMMs and the activation; two norms, four of attention, the gate.
+    for work, count in ((eager.lm_head(1), 2), (eager.dense_ffn(1), 3),
+                        (eager.attention(1, True), 7), (eager.experts(1, 1), 8)):  # fmt: skip
+        assert work.seconds == pytest.approx(count * HOST_LAUNCH_S, rel=REL)
+    assert graph.dense_ffn(1).seconds < 3 * HOST_LAUNCH_S
+    assert eager.dense_ffn(100_000) == graph.dense_ffn(100_000)
 
 
 def test_no_tokens_cost_nothing():
     of = compute()
     assert of.attention(0, True) == of.dense_ffn(0) == of.shared_experts(0) == NOTHING
+    assert of.lm_head(0) == of.expert(0) == of.experts_by_rows([0, 0]) == NOTHING
 
 
 def test_a_model_without_shared_experts_has_no_kernel_for_them():
@@ -160,6 +283,7 @@ def test_a_model_without_shared_experts_has_no_kernel_for_them():
 def test_a_shape_asked_for_again_is_the_same():
     of = compute()
     assert of.experts(5, 2) is of.experts(5, 2)
+    assert of.experts_by_rows([2, 3], 4) is of.experts_by_rows([3, 2], 4)
     assert of.attention(5, True) is of.attention(5, True)
     assert of.attention(5, True) != of.attention(5, False)
     assert of.experts(5, 2) != of.experts(2, 5)

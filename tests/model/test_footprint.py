@@ -35,8 +35,28 @@ def test_dense_layers_and_shared_experts_are_on_every_gpu():
     parts = footprint.gpu_bytes(work, 0, 0)
     attention = 7168 * 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 * 128 * 256 + 128 * 128 * 7168
     dense = 61 * attention + 3 * 3 * 7168 * 18432 + 58 * 3 * 7168 * 2048
-    assert parts["dense weights"] == dense + 2 * (2 * 129280 * 7168 + 58 * 7168 * 256)
+    scaled = dense * (1 + 4 / 128**2)
+    plain = 2 * (2 * 129280 * 7168 + 58 * 7168 * 256)
+    assert parts["dense weights"] == pytest.approx(scaled + plain, rel=1e-12)
     assert parts["experts"] == 0
+
+
+def test_a_windowed_layer_keeps_its_window_only():
+    """gpt-oss-120b: 18 of 36 layers keep 128 of 2,048 tokens, 2 x 8 x 64 numbers each."""
+    parts = footprint.gpu_bytes(load_workload("gpt-oss-120b"), 0, 0)
+    assert parts["KV cache"] == 16 * 18 * (2048 + 128) * 2 * 8 * 64 * 2
+    short = load_workload("gpt-oss-120b", ["traffic.context=100"])
+    assert footprint.gpu_bytes(short, 0, 0)["KV cache"] == 16 * 36 * 100 * 2 * 8 * 64 * 2
+
+
+def test_guesses_share_the_cache_of_their_sequence():
+    changes = ["traffic.tokens_per_gpu=6", "traffic.context=1000"]
+    guessing = [*changes, "traffic.speculative={draft_tokens: 2, acceptance: 0.8}"]
+    alone, shared = (
+        footprint.gpu_bytes(load_workload("mixtral-8x7b", some), 1, 0)["KV cache"]
+        for some in (changes, guessing)
+    )
+    assert (alone, shared) == (6 * 1000 * 131_072, 2 * 1000 * 131_072)
 
 
 def refused(topology: str, workload: str, *overrides: str) -> str:

@@ -104,6 +104,50 @@ def test_kv_cache_per_token_of_shipped_models(name: str, wanted: int):
     assert model.layers * sizes.kv_bytes_per_token_layer(model) == wanted
 
 
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [("fp8_block", 8 + 32 / 16384), ("int4", 4 + 16 / 128), ("mxfp4", 4 + 8 / 32),
+     ("nvfp4", 4 + 8 / 16)],
+)  # fmt: skip
+def test_scales_are_counted(dtype: str, bits: float):
+    assert sizes.expert_bytes(made(dtype=dtype)) == pytest.approx(90 * bits / 8, rel=1e-12)
+
+
+def test_parts_have_types_of_their_own():
+    model = made(dtype="fp8", dtypes={"experts": "mxfp4", "attention": "bf16"})
+    parts = {part: sizes.dtype_of(model, part) for part in ("attention", "dense", "experts",
+                                                            "lm_head", "gate")}  # fmt: skip
+    assert parts == {"attention": "bf16", "dense": "fp8", "experts": "mxfp4", "lm_head": "bf16",
+                     "gate": "bf16"}  # fmt: skip
+    head = made(dtypes={"lm_head": "fp8"})
+    assert sizes.weight_bytes(head, "lm_head") == 1.0
+
+
+def test_gpt_oss_weighs_what_its_files_do():
+    """60.8 GiB (model card, arXiv 2508.10925): experts in MXFP4, the rest in BF16."""
+    model = load_workload("gpt-oss-120b").model
+    experts = model.layers * 128 * sizes.expert_bytes(model)
+    rest = sizes.parameters(model) - model.layers * 128 * 3 * 2880 * 2880
+    assert (experts + 2 * rest) / 2**30 == pytest.approx(60.8, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("window", "wanted"),
+    [
+        (None, [False] * 5),
+        ({"tokens": 9}, [True] * 5),
+        ({"tokens": 9, "full_every": 2}, [True, False, True, False, True]),
+        ({"tokens": 9, "full_every": 3}, [True, True, False, True, True]),
+    ],
+)
+def test_windowed_layers(window: Any, wanted: list[bool]):
+    model = made(sliding_window=window)
+    assert sizes.windowed_layers(model) == wanted
+    near = sum(wanted)
+    assert sizes.kept_tokens(model, 20) == near * 9 + (5 - near) * 20
+    assert sizes.kept_tokens(model, 4) == 5 * 4
+
+
 def test_kv_cache_per_token_of_llama_3_1_8b():
     attention = {"kind": "gqa", "heads": 32, "kv_heads": 8, "head_dim": 128}
     model = made(hidden=4096, layers=32, attention=attention)

@@ -250,7 +250,7 @@ def test_a_graph_without_gpus():
         ("kind: gqa", "kind: gqqa", "w.yaml:8:21: model.attention.kind: 'gqqa' is not one of gqa, "
          "mla (did you mean 'gqa'?)"),
         ("dtype: bf16", "dtype: bf61", "w.yaml:7:10: model.dtype: 'bf61' is not one of fp32, "
-         "bf16, fp16, fp8, int8, fp4 (did you mean 'bf16'?)"),
+         "bf16, fp16, fp8, fp8_block, int8, int4, fp4, mxfp4, nvfp4 (did you mean 'bf16'?)"),
         ("intermediate: 32", "intermediate: 32, shared_experts: 1",
          "w.yaml:9:8: model.moe.shared_intermediate: give shared_experts and shared_intermediate "
          "together"),

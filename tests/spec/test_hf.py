@@ -36,7 +36,8 @@ DEEPSEEK = {
     "num_key_value_heads": 128, "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128,
     "qk_rope_head_dim": 64, "v_head_dim": 128, "n_routed_experts": 256, "num_experts_per_tok": 8,
     "n_shared_experts": 1, "moe_intermediate_size": 2048, "intermediate_size": 18432,
-    "first_k_dense_replace": 3, "moe_layer_freq": 1, "quantization_config": {"quant_method": "fp8"},
+    "first_k_dense_replace": 3, "moe_layer_freq": 1,
+    "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
 }  # fmt: skip
 
 
