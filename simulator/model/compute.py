@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from simulator.errors import InputError
 from simulator.model import attention, kernels, sizes
 from simulator.model.kernels import HOST_LAUNCH_S, NOTHING, Rates, Work
 from simulator.spec.schema import Gpu, Model
@@ -18,6 +19,21 @@ ACTIVATION_BYTES = 2.0  # BF16 between kernels
 # A norm reads the residual and what is added to it, and writes the sum and the normed row.
 NORM_PASSES = 4
 MOST_KEPT = 100_000  # shapes; loads of a long run would fill the memory
+
+
+def beside(gpu: Gpu, sms: int) -> Gpu:
+    """What is left of a GPU to compute with while a communication kernel holds `sms` of its SMs.
+
+    Arithmetic slows down with the SMs; HBM bandwidth does not, a part of them can saturate it.
+    Raises InputError if the kernel holds them all.
+    """
+    if sms >= gpu.sms:
+        raise InputError(
+            f"transport.sms: {sms}, but {gpu.name} has {gpu.sms} SMs; write less, or overlap=none"
+        )
+    share = (gpu.sms - sms) / gpu.sms
+    rates = {dtype: rate * share for dtype, rate in gpu.flops_per_s.items()}
+    return gpu.model_copy(update={"flops_per_s": rates})
 
 
 class ComputeModel:
