@@ -1,4 +1,4 @@
-"""Where batches overlap, what a transport's kernels hold of the SMs is not there to compute with."""
+"""Where batches overlap, the SMs that a transport holds are not there to compute with."""
 
 from __future__ import annotations
 
