@@ -132,6 +132,7 @@ def test_chunks_overlap_as_a_pipeline_of_two_stages(tmp_path: Path, chunks: int,
             "traffic.phase": "prefill",
             "traffic.tokens_per_gpu": tokens,
             "overlap": f"chunked:{chunks}",
+            "transport.sms": 0,
         },
         trace,
     )
