@@ -21,6 +21,7 @@ from simulator.errors import InputError
 
 if TYPE_CHECKING:
     from simulator.results.analyzer import Context
+    from simulator.results.energy import EnergyRates
     from simulator.spec.load import Inputs
 
 Progress = Callable[[int, int], None]
@@ -136,16 +137,46 @@ def announced_compilation(say: Say | None) -> Iterator[None]:
 
 def _context(inputs: Inputs, gpus: int) -> Context:
     """What the analyzer needs beside the tables."""
+    from simulator.model.sizes import compute_dtype, dtype_of
+    from simulator.model.speculative import tokens_per_row
     from simulator.results.analyzer import Context
+    from simulator.results.cost import Prices
 
-    workload, rates = inputs.workload, inputs.topology.gpu.flops_per_s
+    workload, gpu = inputs.workload, inputs.topology.gpu
+    dtype = compute_dtype(dtype_of(workload.model, "experts"), gpu)
     return Context(
         gpus=gpus,
         experts=workload.model.moe.experts,
         # As the compute model has it: weights of a type without units are converted to BF16.
-        peak_flops_per_s=rates.get(workload.model.dtype, rates["bf16"]),
+        peak_flops_per_s=gpu.flops_per_s[dtype],
         fetch_from=_FETCH_FROM[workload.expert_home],
+        energy=_energy(inputs),
+        tokens_per_row=tokens_per_row(workload.traffic),
+        prices=Prices(
+            gpu_usd_per_hour=gpu.price_per_hour,
+            electricity_usd_per_kwh=workload.cost.electricity_usd_per_kwh,
+            electricity_in_price=workload.cost.electricity_in_price,
+            volume_tokens_per_year=workload.cost.volume_tokens_per_year,
+            phase=workload.traffic.phase,
+        ),
     )
+
+
+def _energy(inputs: Inputs) -> EnergyRates:
+    """What the GPUs and, by their number in the graph, the parts beside them draw."""
+    from simulator.cluster.graph import build_graph
+    from simulator.model.energy import energy_rates
+    from simulator.results.energy import EnergyRates
+
+    graph = build_graph(inputs.topology)
+    kinds = [data["kind"] for _, data in graph.nodes(data=True)]
+    fabric = sum(
+        data["bandwidth_bytes_per_s"]
+        for _, node, data in graph.edges(data=True)
+        if graph.nodes[node]["kind"] == "nvswitch"
+    )
+    counts = (kinds.count("nic"), kinds.count("cpu"))
+    return EnergyRates(**energy_rates(inputs.workload, inputs.topology.gpu, fabric, *counts))
 
 
 def _versions() -> dict[str, str]:

@@ -315,3 +315,29 @@ def lru_hits(accesses: Iterable[Hashable], capacity: int) -> int:
             held.popitem(last=False)
         held[item] = None
     return hits
+
+
+# --- plans -------------------------------------------------------------------------------
+
+
+def pipeline_slowdown(microbatches: int, stages: int, interleave: int = 1) -> float:
+    """Time of one flushed batch over that of a pipeline that is always full.
+
+    Equal micro-batches m and stages p, each stage holding v parts of the model: p - 1 parts of a
+    stage pass before the last one has work, so (m + (p - 1) / v) / m.
+    """
+    return (microbatches + (stages - 1) / interleave) / microbatches
+
+
+def ring_allreduce_sent(ranks: int, size_bytes: float) -> float:
+    """Bytes that each rank sends in a ring all-reduce: n - 1 parts of S / n, twice."""
+    return 2 * (ranks - 1) / ranks * size_bytes
+
+
+def chain_of_servers(items: int, service_s: Sequence[float], delay_s: Sequence[float]) -> float:
+    """When the last of `items` leaves a chain of servers, all waiting at the first from the start.
+
+    Each server takes one item at a time for `service_s`, and `delay_s` pass before an item comes to
+    it. The last item leaves when the first would, and (items - 1) times the slowest service later.
+    """
+    return sum(service_s) + sum(delay_s) + (items - 1) * max(service_s)

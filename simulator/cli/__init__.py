@@ -60,6 +60,12 @@ COMMANDS = {
         "how far simulated collectives are from measured ones",
         "validate --json",
     ),
+    "study": Command(
+        arguments.study,
+        commands.study,
+        "a published analysis simulated, every claim of it beside what was found",
+        "study prophet --quick --out studies/prophet",
+    ),
     "list": Command(
         arguments.list_,
         commands.list_,

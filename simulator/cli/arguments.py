@@ -193,6 +193,31 @@ def validate(parser: Parser) -> None:
     _add_json(parser, "print a list of rows as JSON")
 
 
+def study(parser: Parser) -> None:
+    """`study`."""
+    parser.add_argument("name", metavar="NAME", help="prophet, large-ep or layerwise")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="write tables, figures, summaries and a log to this new directory",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer steps and a coarser sensitivity"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY.PATH=VALUE",
+        dest="overrides",
+        help="replace one key of the study, as in --set systems.8xA100.price=$2/h; may be repeated",
+    )
+    parser.add_argument(
+        "--workers", type=_whole, metavar="N", help="processes (default: one per core)"
+    )
+    _add_json(parser, "print the claims as a list of rows as JSON")
+
+
 def list_(parser: Parser) -> None:
     """`list`."""
     parser.add_argument(
@@ -206,14 +231,21 @@ def list_(parser: Parser) -> None:
 
 def show(parser: Parser) -> None:
     """`show`."""
-    parser.add_argument("what", metavar="WHAT", help="topology, workload or gpu")
-    parser.add_argument("name", metavar="NAME", help="a shipped name, or a path")
+    parser.add_argument("what", metavar="WHAT", help="topology, workload, gpu or plan")
     parser.add_argument(
-        "--topology", metavar="T", help="with a workload: the memory that it takes on these GPUs"
+        "name", metavar="NAME", nargs="?", help="a shipped name, or a path (not for a plan)"
     )
+    parser.add_argument(
+        "--topology",
+        metavar="T",
+        help="with a workload: the memory that it takes on these GPUs; with a plan: its GPUs",
+    )
+    parser.add_argument("--workload", metavar="W", help="with a plan: the workload that it is of")
     _add_set(parser)
     parser.add_argument(
-        "--html", metavar="FILE", help="with a topology: also draw it, as a web page in this file"
+        "--html",
+        metavar="FILE",
+        help="with a topology or a plan: also draw it, as a web page in this file",
     )
     parser.add_argument(
         "--plotlyjs",
@@ -226,7 +258,10 @@ def show(parser: Parser) -> None:
 
 def analyze(parser: Parser) -> None:
     """`analyze`."""
-    parser.add_argument("run", metavar="RUN", help="the directory given to --out")
+    parser.add_argument("run", metavar="RUN", help="the directory given to --out, of a study too")
+    parser.add_argument(
+        "--baseline", metavar="RUN2", help="another run; print what RUN saves against it"
+    )
     _add_json(parser, "print the summary as one JSON object")
 
 

@@ -197,9 +197,37 @@ def validate(options: Namespace) -> None:
         raise SystemExit(1)
 
 
+def study(options: Namespace) -> None:
+    """Run a named study, print what it found and keep its files."""
+    from simulator.cli.study import named
+
+    run = named(options.name)
+    if options.workers == 0:
+        raise InputError("--workers 0: at least one process")
+
+    from simulator.api import announced_compilation
+
+    with announced_compilation(_say), _progress_bar() as progress:
+        found = run(options, progress, _say)
+    if options.json:
+        _print_json(found.rows)
+    else:
+        print(found.text, end="")
+
+
 def analyze(options: Namespace) -> None:
-    """Print the summary of a finished run anew."""
+    """Print the summary of a finished run anew, or what a study left."""
     from pathlib import Path
+
+    from simulator.studies.prophet_files import is_study, read_study, render_files
+
+    if is_study(Path(options.run)):
+        left = read_study(Path(options.run))
+        if options.json:
+            _print_json(left)
+        else:
+            print(render_files(left, lay_out))
+        return
 
     from simulator.results.analyzer import analyze_dir
     from simulator.results.summary import render
@@ -310,20 +338,36 @@ def list_(options: Namespace) -> None:
 
 
 def show(options: Namespace) -> None:
-    """Print one input in full."""
+    """Print one input in full, or a plan."""
     from simulator.cli.show import SHOWN
     from simulator.spec.units import did_you_mean
 
-    if options.what not in SHOWN:
-        hint = did_you_mean(options.what, list(SHOWN))
-        raise InputError(f"show: no {options.what!r}{hint}; known: {', '.join(SHOWN)}")
+    known = [*SHOWN, "plan"]
+    if options.what not in known:
+        hint = did_you_mean(options.what, known)
+        raise InputError(f"show: no {options.what!r}{hint}; known: {', '.join(known)}")
     if options.html is not None or options.plotlyjs is not None:
         from simulator.cli import picture
 
         picture.check(options.what, options.html, options.plotlyjs)
-    as_object, as_text = SHOWN[options.what](options.name, options.topology, options.overrides)
-    if options.html is not None:
-        picture.draw(options.name, options.overrides, as_object, options.html, options.plotlyjs)
+    if options.what == "plan":
+        from simulator.cli import plan
+
+        if options.name is not None:
+            raise InputError(
+                f"show plan: {options.name!r}: write --topology T --workload W, and no name"
+            )
+        as_object, as_text = plan.shown(options.topology, options.workload, options.overrides)
+        if options.html is not None:
+            plan.draw(as_object, options.html, options.plotlyjs)
+    else:
+        if options.name is None:
+            raise InputError(f"show {options.what}: give its name, or a path")
+        if options.workload is not None:
+            raise InputError(f"show {options.what}: --workload goes with show plan; leave it out")
+        as_object, as_text = SHOWN[options.what](options.name, options.topology, options.overrides)
+        if options.html is not None:
+            picture.draw(options.name, options.overrides, as_object, options.html, options.plotlyjs)
     if options.json:
         _print_json(as_object)
     else:

@@ -21,10 +21,10 @@ def check(what: str, path: str | None, plotlyjs: str | None) -> None:
     from simulator.results.page import PLOTLYJS
     from simulator.spec.units import did_you_mean
 
-    if what != "topology":
-        raise InputError(f"show {what}: --html draws a topology; leave it out")
+    if what not in ("topology", "plan"):
+        raise InputError(f"show {what}: --html draws a topology or a plan; leave it out")
     if path is None:
-        raise InputError("show topology: --plotlyjs goes with --html FILE")
+        raise InputError(f"show {what}: --plotlyjs goes with --html FILE")
     if plotlyjs is not None and plotlyjs not in PLOTLYJS:
         hint = did_you_mean(plotlyjs, list(PLOTLYJS))
         raise InputError(f"--plotlyjs: no {plotlyjs!r}{hint}; write {', '.join(PLOTLYJS)}")

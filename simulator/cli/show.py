@@ -184,16 +184,16 @@ def _links(graph: Graph) -> list[Links]:
 def _model_rows(found: Workload, figures: dict[str, float]) -> list[tuple[str, str]]:
     model, moe, attention = found.model, found.model.moe, found.model.attention
     layers = f"{model.layers} layers"
-    if moe.first_dense_layers:
+    if moe.first_dense_layers and not moe.experts:
+        layers += " (all dense)"
+    elif moe.first_dense_layers:
         layers += f" ({moe.first_dense_layers} dense, then MoE)"
     shared = f", {moe.shared_experts} shared" if moe.shared_experts else ""
+    experts = f"top-{moe.top_k} of {moe.experts}{shared}, width {moe.intermediate:,}"
+    kind = f"{attention.kind} attention" if attention.heads else "no attention"
     return [
-        (
-            "model",
-            f"{model.name}: {layers}, hidden {model.hidden:,}, {attention.kind} attention, "
-            f"{model.dtype}",
-        ),
-        ("experts", f"top-{moe.top_k} of {moe.experts}{shared}, width {moe.intermediate:,}"),
+        ("model", f"{model.name}: {layers}, hidden {model.hidden:,}, {kind}, {model.dtype}"),
+        ("experts", experts if moe.experts else "none"),
         (
             "weights",
             f"{_billions(figures['parameters'])} parameters, "
@@ -236,10 +236,15 @@ def _memory(inputs: Inputs) -> tuple[dict[str, float], str]:
     """Bytes on the fullest GPU by part, and the table of them."""
     from simulator.engine.layout import gpu_memory, layout_of
     from simulator.model import footprint
+    from simulator.model.plan import gpu_bytes, needs_plan, plan_of
 
     found, cluster = inputs.workload, inputs.topology
-    layout = layout_of(found, gpu_count(cluster), cluster.name)
-    parts = gpu_memory(found, layout, 0)
+    count = gpu_count(cluster)
+    if needs_plan(found):
+        every = gpu_bytes(plan_of(found, count), found)
+        parts = max(every, key=lambda one: sum(one.values()))
+    else:
+        parts = gpu_memory(found, layout_of(found, count, cluster.name), 0)
     room = cluster.gpu.hbm_capacity_bytes * (1.0 - footprint.RESERVED)
     left = room - sum(parts.values())
     gib = footprint.GIB

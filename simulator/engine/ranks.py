@@ -51,7 +51,12 @@ def ranks_of(graph: Graph, count: int | None = None) -> Ranks:
         raise InputError(f"{count} ranks: {graph.name} has {len(names)} GPUs")
     if count < 2:
         raise InputError(f"a collective needs at least 2 ranks, not {count}")
-    names = names[:count]
+    return ranks_among(graph, names[:count])
+
+
+def ranks_among(graph: Graph, names: list[str]) -> Ranks:
+    """These GPUs, at least two, as ranks in this order."""
+    count = len(names)
     node = _nodes(graph, names)
     nodes = int(node.max()) + 1
     members = tuple(tuple(np.flatnonzero(node == n).tolist()) for n in range(nodes))

@@ -24,7 +24,9 @@ from simulator.engine.shape import Shape
 from simulator.engine.step import Machine, Step
 from simulator.engine.tiers import Tiers, tiers_of
 from simulator.model import sizes
-from simulator.model.compute import ComputeModel
+from simulator.model.compute import ComputeModel, beside
+from simulator.model.plan import needs_plan
+from simulator.model.speculative import queries
 from simulator.policies.eviction import EVICTIONS
 from simulator.policies.pick import pick
 from simulator.policies.prefetch import ORACLES, PREFETCHERS, Setup
@@ -58,6 +60,10 @@ def simulate(inputs: Inputs, run: RunDir, seed: int, progress: Progress | None =
     another model, GPUs that cannot reach each other).
     """
     workload = inputs.workload
+    if needs_plan(workload):
+        from simulator.engine.planned import simulate_plan  # it needs what is in this module
+
+        return simulate_plan(inputs, run, seed, progress)
     graph = build_graph(inputs.topology)
     names = gpus(graph)
     layout = layout_of(workload, len(names), inputs.topology.name)
@@ -65,7 +71,7 @@ def simulate(inputs: Inputs, run: RunDir, seed: int, progress: Progress | None =
     check_memory(workload, inputs.topology.gpu, layout, names, memories_of, graph)
     roads = roads_of(inputs, graph, layout)
     tiers = _tiers(workload, graph, layout)
-    batches, report = _routing(inputs, layout, seed)
+    batches, report = routing_of(inputs, layout.gpus, layout.ep, layout.offloaded, seed)
     how = _cut(workload, layout, tiers)
     machine = _machine(inputs, layout, roads, how, seed)
     route_bytes = _steps(workload, machine, batches, how, run, progress)
@@ -80,18 +86,20 @@ def simulate(inputs: Inputs, run: RunDir, seed: int, progress: Progress | None =
     return report
 
 
-def _routing(inputs: Inputs, layout: Layout, seed: int) -> tuple[Iterator[Batch], Report]:
+def routing_of(
+    inputs: Inputs, gpus: int, ep: int, offloaded: bool, seed: int
+) -> tuple[Iterator[Batch], Report]:
     """The endless batches, and what to say about where they come from."""
     workload = inputs.workload
     model, traffic = workload.model, workload.traffic
     layers = model.layers - model.moe.first_dense_layers
     moe = model.moe
     source = workload.routing.source
-    common = (layout.gpus, traffic.tokens_per_gpu, traffic.phase, layers)
-    report = Report(layout.gpus, layout.ep, {"source": source})
-    if moe.experts % layout.ep:
-        report.notes.append(f"{moe.experts} experts on {layout.ep} GPUs: shares differ by one")
-    if workload.prefetch != "none" and not layout.offloaded:
+    common = (gpus, traffic.tokens_per_gpu, traffic.phase, layers)
+    report = Report(gpus, ep, {"source": source})
+    if moe.experts % ep:
+        report.notes.append(f"{moe.experts} experts on {ep} GPUs: shares differ by one")
+    if workload.prefetch != "none" and not offloaded:
         report.notes.append(
             f"prefetch {workload.prefetch} has nothing to do: every expert is resident"
         )
@@ -143,6 +151,10 @@ def _machine(
         layout.gpus // layout.ep if network.coflow else 0,
     )
     choice = parse_choice(workload.prefetch, "prefetch")
+    # Where batches overlap, a transport's kernels run beside all others, as in DeepSeek's prefill
+    # (108 SMs compute, 24 communicate); without overlap a GPU computes and communicates in turn.
+    overlapping = workload.overlap != "none" and layout.ep > 1 and not layout.fetch
+    held = workload.transport.sms if overlapping else 0
     memories = _memories(inputs, layout, roads, driver)
     prefetcher = None
     clairvoyant = False
@@ -163,7 +175,14 @@ def _machine(
     return Machine(
         driver=driver,
         shape=shape,
-        compute=ComputeModel(model, inputs.topology.gpu, traffic.phase, traffic.context),
+        compute=ComputeModel(
+            model,
+            beside(inputs.topology.gpu, held),
+            traffic.phase,
+            traffic.context,
+            workload.cuda_graphs,
+            queries(traffic),
+        ),
         wires=wires,
         between=roads.between,
         dense=model.moe.first_dense_layers,

@@ -18,9 +18,13 @@ import numpy.typing as npt
 
 from simulator.errors import InputError
 from simulator.results import timeline
+from simulator.results.cost import Prices, cost_figures
+from simulator.results.energy import EnergyRates, EnergyTally, energy_figures
 from simulator.runfiles.rundir import RunDir
 from simulator.runfiles.spans import (
     ACCESS_SCHEMA,
+    ALLGATHER,
+    ALLREDUCE,
     COMBINE,
     DEMAND,
     DISPATCH,
@@ -28,6 +32,8 @@ from simulator.runfiles.spans import (
     LINK_SCHEMA,
     LOAD_SCHEMA,
     PREFETCH,
+    REDUCESCATTER,
+    SEND,
     SPAN_SCHEMA,
     STEP_SCHEMA,
     STREAMS,
@@ -36,9 +42,15 @@ from simulator.runfiles.tables import Columns, iter_spans, iter_table, read_tabl
 
 _SPAN_COLUMNS = [name for name in SPAN_SCHEMA.names if name not in ("expert", "rows")]
 
+_MOVES = {
+    "dispatch and combine": (DISPATCH, COMBINE),
+    "tensor-parallel collectives": (ALLREDUCE, ALLGATHER, REDUCESCATTER),
+    "sends between stages": (SEND,),
+}
+
 _LIMITS = {
     "compute": "computing on the GPUs",
-    "communication": "moving tokens between the GPUs (dispatch and combine)",
+    "communication": "moving tokens between the GPUs ({moved})",
     "fetch_stall": "fetching expert weights from {fetch_from}",
     "idle": "waiting with nothing under way",
 }
@@ -49,13 +61,18 @@ class Context:
     """What the figures need and no table holds.
 
     gpus: how many the cluster has; experts: per MoE layer; peak_flops_per_s: of one GPU at the
-    dtype of the model; fetch_from: words for where expert weights come from.
+    dtype of the model; fetch_from: words for where expert weights come from; energy, prices: None
+    leaves these figures out; tokens_per_row: tokens gained per row of a step, below 1 where some
+    rows are guesses (speculative decoding).
     """
 
     gpus: int
     experts: int
     peak_flops_per_s: float
     fetch_from: str = "host memory over PCIe"
+    energy: EnergyRates | None = None
+    prices: Prices | None = None
+    tokens_per_row: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +105,8 @@ class _Totals:
     prefetches: int = 0
     prefetches_used: int = 0
     wasted_bytes: float = 0.0
+    energy: EnergyTally | None = None
+    rates: EnergyRates | None = None
 
 
 def analyze(run_dir: Path, context: Context) -> dict[str, object]:
@@ -102,6 +121,8 @@ def analyze(run_dir: Path, context: Context) -> dict[str, object]:
     files = RunDir(run_dir)
     steps = _measured_steps(files.steps)
     totals = _Totals(np.zeros((len(STREAMS), context.gpus)), np.zeros(len(KINDS)))
+    if context.energy is not None:
+        totals.energy, totals.rates = EnergyTally(context.gpus), context.energy
     breakdown_s = np.zeros((context.gpus, len(timeline.PARTS)))
     path_s = np.zeros(len(timeline.PATH_PARTS))
     comm_s = overlapped_s = 0.0
@@ -131,17 +152,19 @@ def analyze(run_dir: Path, context: Context) -> dict[str, object]:
     path_s[-1] += empty_s
 
     time_s = float(np.sum(steps.end_s - steps.start_s))
+    links = read_table(files.links, LINK_SCHEMA)
     return {
-        **_speed(steps, time_s, context.gpus),
+        **_speed(steps, time_s, context),
         **_breakdown(breakdown_s, len(steps.step), time_s),
-        **_bottleneck(path_s, time_s, context),
+        **_bottleneck(path_s, time_s, context, totals),
         **_streams(totals, time_s),
         "overlap_achieved": overlapped_s / comm_s if comm_s else None,
-        **_links(read_table(files.links, LINK_SCHEMA), time_s),
+        **_links(links, time_s),
         **_cache(files.accesses, steps),
         **_traffic(totals),
         "load_imbalance": _load_imbalance(read_table(files.loads, LOAD_SCHEMA), context),
         "mfu": totals.flops / (context.peak_flops_per_s * context.gpus * time_s),
+        **_energy_and_cost(totals, links, steps, time_s, context),
     }
 
 
@@ -153,7 +176,7 @@ def analyze_dir(run_dir: Path) -> dict[str, object]:
     path = RunDir(run_dir).result
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        context = Context(**result["context"])
+        context = _context(result["context"])
     except FileNotFoundError as error:
         raise InputError(f"{path}: is missing; is this the directory of a finished run?") from error
     except (OSError, ValueError) as error:
@@ -161,6 +184,16 @@ def analyze_dir(run_dir: Path) -> dict[str, object]:
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: 'context' is missing or not of this version") from error
     return analyze(run_dir, context)
+
+
+def _context(given: dict[str, Any]) -> Context:
+    """The context as `result.json` holds it: mappings in place of the dataclasses."""
+    energy, prices = given.get("energy"), given.get("prices")
+    nested = {
+        "energy": None if energy is None else EnergyRates(**energy),
+        "prices": None if prices is None else Prices(**prices),
+    }
+    return Context(**{**given, **nested})
 
 
 def _measured_steps(path: Path) -> _Steps:
@@ -209,6 +242,8 @@ def _tallied(
         totals.bytes_by_kind += np.bincount(
             kind[measured], weights=block["bytes"][measured], minlength=len(KINDS)
         )
+        if totals.energy is not None and totals.rates is not None:
+            totals.energy.add(block, measured, totals.rates)
         prefetch = measured & (kind == PREFETCH)
         wasted = prefetch & ~block["used"]
         totals.prefetches += int(np.count_nonzero(prefetch))
@@ -217,17 +252,23 @@ def _tallied(
         yield block
 
 
-def _speed(steps: _Steps, time_s: float, gpus: int) -> dict[str, object]:
+def _gained(steps: _Steps, context: Context) -> float:
+    """Tokens gained in the measured steps."""
+    rows = int(np.sum(steps.tokens))
+    return rows if context.tokens_per_row == 1.0 else rows * context.tokens_per_row
+
+
+def _speed(steps: _Steps, time_s: float, context: Context) -> dict[str, object]:
     """Tokens per second over the measured steps, and how long a step takes."""
-    tokens = int(np.sum(steps.tokens))
+    tokens = _gained(steps, context)
     length_s = steps.end_s - steps.start_s
     return {
-        "gpus": gpus,
+        "gpus": context.gpus,
         "steps": len(steps.step),
         "tokens": tokens,
         "simulated_time_s": time_s,
         "throughput_tokens_per_s": tokens / time_s,
-        "throughput_tokens_per_s_per_gpu": tokens / time_s / gpus,
+        "throughput_tokens_per_s_per_gpu": tokens / time_s / context.gpus,
         "step_time_s": {
             "mean": float(np.mean(length_s)),
             "p50": float(np.median(length_s)),
@@ -247,12 +288,14 @@ def _breakdown(seconds: npt.NDArray[np.float64], steps: int, time_s: float) -> d
 
 
 def _bottleneck(
-    path_s: npt.NDArray[np.float64], time_s: float, context: Context
+    path_s: npt.NDArray[np.float64], time_s: float, context: Context, totals: _Totals
 ) -> dict[str, object]:
     """What a step's critical path consists of, the largest part by name, and that in words."""
     fractions = dict(zip(timeline.PATH_PARTS, (path_s / time_s).tolist(), strict=True))
     name = max(fractions, key=lambda part: fractions[part])
-    words = _LIMITS[name].format(fetch_from=context.fetch_from)
+    moved = [what for what, kinds in _MOVES.items() if totals.bytes_by_kind[list(kinds)].any()]
+    how = ", ".join(moved or list(_MOVES)[:1])
+    words = _LIMITS[name].format(fetch_from=context.fetch_from, moved=how)
     return {
         "critical_path": fractions,
         "bottleneck": name,
@@ -311,11 +354,31 @@ def _traffic(totals: _Totals) -> dict[str, object]:
         "combine_bytes": float(totals.bytes_by_kind[COMBINE]),
         "demand_bytes": float(totals.bytes_by_kind[DEMAND]),
         "prefetch_bytes": float(totals.bytes_by_kind[PREFETCH]),
+        "allreduce_bytes": float(totals.bytes_by_kind[ALLREDUCE]),
+        "allgather_bytes": float(totals.bytes_by_kind[ALLGATHER]),
+        "reducescatter_bytes": float(totals.bytes_by_kind[REDUCESCATTER]),
+        "send_bytes": float(totals.bytes_by_kind[SEND]),
         "wasted_prefetch_bytes": totals.wasted_bytes,
         "prefetch_accuracy": (
             totals.prefetches_used / totals.prefetches if totals.prefetches else None
         ),
     }
+
+
+def _energy_and_cost(
+    totals: _Totals, links: Columns, steps: _Steps, time_s: float, context: Context
+) -> dict[str, object]:
+    """`energy` and `cost`, each None if the context holds no figures for it."""
+    tokens = _gained(steps, context)
+    energy: dict[str, Any] | None = None
+    cost: dict[str, Any] | None = None
+    if totals.energy is not None and totals.rates is not None:
+        count = len(steps.step)
+        energy = energy_figures(totals.energy, totals.rates, links, time_s, count, tokens)
+    if context.prices is not None:
+        power_w = None if energy is None else energy["power_w"]
+        cost = cost_figures(context.prices, context.gpus, tokens / time_s, power_w)
+    return {"energy": energy, "cost": cost}
 
 
 def _load_imbalance(loads: Columns, context: Context) -> dict[str, object]:

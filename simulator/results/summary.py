@@ -53,6 +53,9 @@ def render(
         _cache(summary),
         _traffic(summary),
         _load(summary),
+        _energy(summary, width),
+        _cost(summary),
+        _saving(summary),
         _notes(notes, width),
     ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
@@ -82,6 +85,32 @@ def size(count: float | None) -> str:
     """A number of bytes with the decimal unit that suits it: 512 B, 4.57 GB."""
     units = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
     return _scaled(count, units)
+
+
+def joules(value: float | None) -> str:
+    """An energy with the unit that suits it: 12.3 kJ, 4.57 mJ."""
+    if value == 0:
+        return "0 J"
+    return _scaled(value, ((1e6, "MJ"), (1e3, "kJ"), (1.0, "J"), (1e-3, "mJ"), (1e-6, "uJ")))
+
+
+def watts(value: float | None) -> str:
+    """A power with the unit that suits it: 230 W, 3.75 kW."""
+    if value == 0:
+        return "0 W"
+    return _scaled(value, ((1e6, "MW"), (1e3, "kW"), (1.0, "W"), (1e-3, "mW")))
+
+
+def dollars(value: float | None) -> str:
+    """An amount of money to four significant digits: $0.01234, $41.98, $425,200, $1.120M."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    amount, unit = abs(value), ""
+    for scale, word in ((1e9, "B"), (1e6, "M")):
+        if amount >= scale:
+            amount, unit = amount / scale, word
+            break
+    return f"{'-' if value < 0 else ''}${number(amount, 4)}{unit}"
 
 
 def percent(fraction: float | None) -> str:
@@ -190,13 +219,20 @@ def _cache(summary: Mapping[str, Any]) -> list[str]:
 
 def _traffic(summary: Mapping[str, Any]) -> list[str]:
     names = ("dispatch", "combine", "demand", "prefetch", "wasted_prefetch")
+    between = ("allreduce", "allgather", "reducescatter", "send")
     per_step = [summary[f"{name}_bytes"] / summary["steps"] for name in names]
-    if not any(per_step):
-        return []
-    lines = [
-        _row("Bytes per step", "dispatch", "combine", "demand", "prefetch", "unused"),
-        _row("  all GPUs", *(size(value) for value in per_step)),
-    ]
+    of_plan = [summary.get(f"{name}_bytes", 0.0) / summary["steps"] for name in between]
+    lines = []
+    if any(per_step):
+        lines += [
+            _row("Bytes per step", "dispatch", "combine", "demand", "prefetch", "unused"),
+            _row("  all GPUs", *(size(value) for value in per_step)),
+        ]
+    if any(of_plan):
+        lines += [
+            _row("Bytes per step", "all-reduce", "all-gather", "red.-scat.", "to stages"),
+            _row("  all GPUs", *(size(value) for value in of_plan)),
+        ]
     accuracy = summary["prefetch_accuracy"]
     if accuracy is not None:
         lines.append(_row("  prefetches used", percent(accuracy)))
@@ -210,6 +246,99 @@ def _load(summary: Mapping[str, Any]) -> list[str]:
     return [
         _row("Load imbalance", "GPUs", "experts"),
         _row("  largest / mean rows", number(load["gpus"]), number(load["experts"])),
+    ]
+
+
+_PART_WORDS = {
+    "gpu_idle": "GPUs, idle power",
+    "gpu_compute": "GPUs, FLOPs",
+    "gpu_hbm": "GPUs, HBM",
+    "nvswitch": "NVSwitch",
+    "nic": "NICs",
+    "cpu": "CPUs",
+    "site": "site (PUE)",
+}
+
+
+def _energy(summary: Mapping[str, Any], width: int) -> list[str]:
+    found = summary.get("energy")
+    if not found:
+        return []
+    per_step, tokens = found["joules_per_step"], summary["tokens"] / summary["steps"]
+    lines = [_row("Energy", "per step", "per token", "of all", "mean power")]
+    parts = {"all that is counted": per_step} | {
+        _PART_WORDS.get(name, name.replace("link_", "links, ")): value
+        for name, value in found["joules_per_step_by_part"].items()
+        if value
+    }
+    for words, value in parts.items():
+        share = value / per_step if per_step else 0.0
+        power_w = found["power_w"] * share
+        per_token = joules(value / tokens) if tokens else ABSENT
+        lines.append(_row(f"  {words}", joules(value), per_token, percent(share), watts(power_w)))
+    gpu, boundary = found["gpu_power_w"], found["boundary"]
+    excluded = [_PART_WORDS[name] for name, state in boundary.items() if state == "excluded"]
+    told = [
+        f"a GPU draws {watts(gpu['mean'])} on average, the busiest {watts(gpu['max'])} "
+        f"(idle {watts(gpu['idle'])}, TDP {watts(gpu['tdp'])})",
+        f"not counted: {', '.join([*excluded, 'switches of the network'])}"
+        + ("; no cooling (PUE 1)" if boundary["pue"] == 1 else ""),
+    ]
+    if found["over_tdp_joules_per_step"] > 0:
+        told.append(
+            f"above TDP, cut off: {joules(found['over_tdp_joules_per_step'])} per step in "
+            f"{percent(found['over_tdp_time_fraction'])} of the time; a real GPU would slow down"
+        )
+    for words in told:
+        lines += textwrap.wrap(words, width, initial_indent="  ", subsequent_indent="    ")
+    return lines
+
+
+def _cost(summary: Mapping[str, Any]) -> list[str]:
+    found = summary.get("cost")
+    if not found:
+        return []
+    prompt = found["usd_per_million_prompt_tokens"] is not None
+    lines = [
+        _row("Cost", "1M tokens", "an hour", "a year"),
+        _row(
+            f"  {'prompt' if prompt else 'generated'} tokens",
+            dollars(found["usd_per_million_tokens"]),
+            dollars(found["usd_per_hour"]),
+            dollars(found["usd_per_year"]),
+        )
+        + f"  at {number(found['volume_tokens_per_year'] / 12e9)}B tokens/month",
+    ]
+    if found["electricity_usd_per_hour"] is not None:
+        inside = "in the price" if found["electricity_in_price"] else "added above"
+        names = ("million_tokens", "hour", "year")
+        amounts = (dollars(found[f"electricity_usd_per_{name}"]) for name in names)
+        lines.append(_row("  electricity", *amounts) + f"  {inside}")
+        kwh = found["kwh_per_year"]
+        per_million = summary["energy"]["kwh_per_million_tokens"] if summary["energy"] else None
+        lines.append(_row("  kWh", number(per_million), number(_kw(summary)), number(kwh)))
+    return lines
+
+
+def _kw(summary: Mapping[str, Any]) -> float | None:
+    return summary["energy"]["power_w"] / 1000.0 if summary["energy"] else None
+
+
+def _saving(summary: Mapping[str, Any]) -> list[str]:
+    found = summary.get("saving")
+    if not found:
+        return []
+    return [
+        _row("Against the baseline", "speed", "$/1M", "saved", "a year"),
+        _row(
+            "  saving",
+            f"{number(found['speed_up'])} x",
+            dollars(found["saved_usd_per_million_tokens"]),
+            percent(found["saved_fraction"]),
+            dollars(found["saved_usd_per_year"]),
+        ),
+        _row("  energy per token", joules(found["saved_joules_per_token"]))
+        + f"  {number(found['saved_kwh_per_year'])} kWh a year",
     ]
 
 

@@ -28,6 +28,7 @@ from simulator.runfiles.spans import (
     FFN,
     KINDS,
     LM_HEAD,
+    SEND,
 )
 from simulator.runfiles.tables import Columns
 
@@ -138,7 +139,13 @@ def analyze_steps(
         _refuse_overlap(spans, chosen[np.flatnonzero(overlap)[0]], path)
 
     comm = np.flatnonzero(spans["stream"] == COMM)
-    maker, since = _makers(lanes, _sent(spans, chosen, comm, position, origin, gpus))
+    tokens = np.isin(spans["kind"], (DISPATCH, COMBINE))
+    sent = _sent(spans, chosen, np.flatnonzero(tokens), position, origin, gpus)
+    others = np.flatnonzero(~tokens & ((spans["stream"] == COMM) | (spans["kind"] == SEND)))
+    if len(others):
+        lone = np.isnan(sent) & (lanes.peer_lane >= 0)
+        sent[lone] = _last_sent(spans, others, lane[others], origin[others], lanes)[lone]
+    maker, since = _makers(lanes, sent)
     return BlockTimes(
         breakdown_s=_breakdown(lanes, free, since),
         path_s=_critical_path(lanes, free, first, maker, since),
@@ -291,8 +298,6 @@ def _sent(
     chunks = int(spans["chunk"].max()) + 1
 
     combine = kind[comm] == COMBINE
-    if not np.all(combine | (kind[comm] == DISPATCH)):
-        raise ValueError("a comm span that is neither a dispatch nor a combine")
     have = key(comm, combine, spans["layer"][comm].astype(np.int64), spans["gpu"][comm])
     order = np.lexsort((spans["end_s"][comm], have))
     have, rows = have[order], comm[order]
@@ -309,6 +314,24 @@ def _sent(
     fed = rows[index[found]]
     since[found] = np.minimum(spans["ready_s"][fed], spans["start_s"][fed]) - origin[fed]
     return since
+
+
+def _last_sent(
+    spans: Columns, others: Ints, lane: npt.NDArray[Any], origin: Floats, lanes: _Lanes
+) -> Floats:
+    """As `_sent`, by the last of `others` (collectives, and sends between stages) that the GPU that
+    fed each compute span had begun when it was ready, if that lasted until then.
+    """
+    begin = spans["start_s"][others] - origin
+    order = np.argsort(lanes.key(lane, begin), kind="stable")
+    keys = lanes.key(lane, begin)[order]
+    slack = TOLERANCE * lanes.step_s[lanes.lane]
+    index = np.searchsorted(keys, lanes.key(lanes.peer_lane, lanes.ready - slack), "right") - 1
+    rows = order[np.maximum(index, 0)]
+    end = spans["end_s"][others] - origin
+    found = (index >= 0) & (lane[rows] == lanes.peer_lane) & (end[rows] >= lanes.ready - slack)
+    begun = np.minimum(spans["ready_s"][others] - origin, begin)
+    return np.where(found, begun[rows], np.nan)
 
 
 def _overlapped(lanes: _Lanes, lane: Ints, begin: Floats, end: Floats) -> float:

@@ -28,8 +28,13 @@ KINDS = (
     "combine",
     "demand",
     "prefetch",
+    "allreduce",
+    "allgather",
+    "reducescatter",
+    "send",
 )
 ATTENTION, FFN, EXPERTS, LM_HEAD, DISPATCH, COMBINE, DEMAND, PREFETCH = range(8)
+ALLREDUCE, ALLGATHER, REDUCESCATTER, SEND = range(8, 12)
 
 BLOCK_ROWS = 65_536
 """Rows of one row group: what a writer holds in memory, about 6 MB."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simulator.errors import InputError
-from simulator.runfiles.spans import BLOCK_ROWS, COPY, KINDS, SPAN_SCHEMA, STREAMS
+from simulator.runfiles.spans import BLOCK_ROWS, COPY, KINDS, SEND, SPAN_SCHEMA, STREAMS
 
 Columns = dict[str, npt.NDArray[Any]]
 """Column name -> array [rows]."""
@@ -69,15 +69,17 @@ def _batches(path: Path, columns: Sequence[str], block_rows: int) -> Iterator[pa
 
 
 def whole_steps(blocks: Iterator[Columns], path: Path) -> Iterator[Columns]:
-    """The compute and comm spans of `blocks`, regrouped so that no step is cut in two.
+    """The compute, comm and send spans of `blocks`, regrouped so that no step is cut in two.
 
-    Copy spans are left out: the fate of a prefetch may be known only in a later step. Memory is a
+    Fetches are left out: the fate of a prefetch may be known only in a later step. Memory is a
     block and one step. Errors: InputError (naming `path`) if steps are out of order.
     """
     held: list[Columns] = []
     last_step = -(2**31)
     for block in blocks:
         mine = block["stream"] != COPY
+        if "kind" in block:
+            mine = mine | (block["kind"] == SEND)
         part = {name: values[mine] for name, values in block.items()}
         step = part["step"]
         if not len(step):

@@ -25,7 +25,9 @@ from simulator.spec.document import SET, Document, KeyPath, dotted, parse_value,
 from simulator.spec.faults import faults, key_of, schema_at
 from simulator.spec.find import find, missing, shipped
 from simulator.spec.hf import read_config
-from simulator.spec.schema import Topology, Workload
+from simulator.spec.plan import check
+from simulator.spec.profile import put_under, read_profile
+from simulator.spec.schema import Gpu, Topology, Workload
 from simulator.spec.units import did_you_mean
 
 Root = Literal["topology", "workload"]
@@ -70,18 +72,20 @@ def load_inputs(
     if routing is not None:
         split.append(_Override("workload", ("routing", "source"), routing, "--routing"))
     refused = []
+    gpu = None
     try:
         cluster, _, cluster_path = _load("topology", Topology, topology, split)
+        gpu = cluster.gpu
     except InputError as error:
         refused.append(str(error))
     try:
-        work, document, work_path = _load("workload", Workload, workload, split)
+        work, document, work_path = _load("workload", Workload, workload, split, gpu)
     except InputError as error:
         refused.append(str(error))
     if refused:
         raise InputError("\n".join(refused))
     trace_path = _trace(work, document, work_path)
-    _check_ep(cluster, work, document)
+    _check_parallel(cluster, work, document)
     return Inputs(cluster, work, cluster_path, work_path, trace_path, topology, workload)
 
 
@@ -122,7 +126,11 @@ def gpu_count(topology: Topology) -> int:
 
 
 def _load(
-    root: Root, spec: type[Spec], given: str, overrides: Sequence[_Override]
+    root: Root,
+    spec: type[Spec],
+    given: str,
+    overrides: Sequence[_Override],
+    gpu: Gpu | None = None,
 ) -> tuple[Spec, Document, Path]:
     path = find(root, given)
     document = read_document(path, _shown(path))
@@ -137,6 +145,10 @@ def _load(
         mine = [o for o in mine if o.path not in whole]
     for override in mine:
         _put(document, spec, override)
+    if root == "topology":
+        _fill_profile(document, path)
+    elif gpu is not None:
+        _fill_copies(document, gpu)
     try:
         return spec.model_validate(document.data), document, path
     except ValidationError as error:
@@ -278,6 +290,27 @@ def _fill_transport(document: Document, path: Path) -> None:
     document.data["transport"] = _merge(document, base, over, ("transport",), _shown(file))
 
 
+def _fill_profile(document: Document, path: Path) -> None:
+    """Puts the figures of the file ``gpu.profile`` under those that the topology gives itself."""
+    gpu = document.data.get("gpu")
+    given = gpu.get("profile") if isinstance(gpu, dict) else None
+    if given is None:
+        return
+    file = _beside(given, path) if isinstance(given, str) else None
+    if file is None:
+        what = f"no such file {given!r}" if isinstance(given, str) else f"no path: {given!r}"
+        raise InputError(document.fault(("gpu", "profile"), what))
+    put_under(document, read_profile(file, _shown(file)), _shown(file))
+
+
+def _fill_copies(document: Document, gpu: Gpu) -> None:
+    """Puts the GPU's measured ``copy_efficiency`` under what the workload gives itself."""
+    measured = gpu.copy_efficiency.model_dump(exclude_none=True)
+    mine = document.data.get("copy_efficiency", {})
+    if measured and isinstance(mine, dict):
+        document.data["copy_efficiency"] = {**measured, **mine}
+
+
 def _merge(
     document: Document, base: dict[str, Any], over: Mapping[str, Any], path: KeyPath, origin: str
 ) -> dict[str, Any]:
@@ -321,12 +354,8 @@ def _trace(workload: Workload, document: Document, path: Path) -> Path | None:
     return found
 
 
-def _check_ep(topology: Topology, workload: Workload, document: Document) -> None:
-    ep, gpus, experts = workload.parallel.ep, gpu_count(topology), workload.model.moe.experts
-    if ep is None:
-        return
-    if gpus % ep:
-        what = f"{ep} does not divide the {gpus} GPUs of {topology.name}"
-        raise InputError(document.fault(("parallel", "ep"), what))
-    if ep > experts:
-        raise InputError(document.fault(("parallel", "ep"), f"{ep} GPUs share {experts} experts"))
+def _check_parallel(topology: Topology, workload: Workload, document: Document) -> None:
+    found = check(workload.parallel, workload.model, gpu_count(topology), topology.name)
+    if found:
+        lines = [document.fault(("parallel", *path), what) for path, what in found]
+        raise InputError("\n".join(lines))

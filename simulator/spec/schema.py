@@ -24,6 +24,8 @@ from simulator.spec.builds import (
     RacksBuild,
     SwitchBuild,
 )
+from simulator.spec.choices import ChoiceError
+from simulator.spec.energy import Cost, Energy
 from simulator.spec.fields import (
     Bandwidth,
     Bytes,
@@ -44,9 +46,44 @@ from simulator.spec.fields import (
     choice,
     refuse,
 )
+from simulator.spec.kernels import Kernel, kernels
+from simulator.spec.plan import Parallel
 from simulator.spec.transport import Transport
+from simulator.spec.units import did_you_mean
 
 # --- GPU --------------------------------------------------------------------------------
+
+
+def families(given: object) -> object:
+    """All kernel families, with the figures that are given."""
+    if not isinstance(given, dict):
+        return given
+    known = kernels()
+    for name, figures in given.items():
+        if name not in known:
+            hint = did_you_mean(str(name), list(known))
+            raise ChoiceError(f"unknown kernel family {name!r}{hint}; known: {', '.join(known)}")
+        if not isinstance(figures, dict | Kernel):
+            raise ChoiceError(f"{name}: must be a mapping, not {figures!r}")
+    return {
+        name: {**kernel.model_dump(), **_figures(given.get(name))} for name, kernel in known.items()
+    }
+
+
+def _figures(given: object) -> dict[str, object]:
+    if isinstance(given, Kernel):
+        return given.model_dump()
+    return dict(given) if isinstance(given, dict) else {}
+
+
+class MeasuredCopies(Spec):
+    """Shares of the raw bandwidth that copies reached on a GPU; those that are given replace the
+    defaults of a workload's ``copy_efficiency``.
+    """
+
+    nvlink: Efficiency | None = None
+    pcie: Efficiency | None = None
+    network: Efficiency | None = None
 
 
 class Gpu(Spec):
@@ -54,8 +91,11 @@ class Gpu(Spec):
 
     ``flops_per_s`` holds dense rates (no sparsity) by dtype; ``compute_efficiency`` and
     ``memory_efficiency`` are the shares of ``flops_per_s`` and ``hbm_bandwidth_bytes_per_s`` that
-    large kernels reach; ``launch_overhead_s`` is paid by every kernel. ``in_switch_reduction`` says
-    that the NVSwitch made for it reduces and multicasts (NVLink SHARP).
+    large BF16 GEMMs reach; ``launch_overhead_s`` is paid by every kernel, in a CUDA graph too.
+    ``kernels`` holds all families relative to these; a mapping replaces single figures of single
+    families. ``in_switch_reduction`` says that the NVSwitch made for it reduces and multicasts
+    (NVLink SHARP). ``profile`` is the file whose figures stand here in place of the catalogue's
+    (``simulator.spec.profile``).
     """
 
     name: str
@@ -71,13 +111,22 @@ class Gpu(Spec):
     compute_efficiency: Efficiency
     memory_efficiency: Efficiency
     launch_overhead_s: Latency = Field(alias="launch_overhead")
+    kernels: Annotated[dict[str, Kernel], BeforeValidator(families)] = Field(
+        default_factory=dict, validate_default=True
+    )
     in_switch_reduction: bool = False
+    copy_efficiency: MeasuredCopies = MeasuredCopies()
+    profile: str | None = None
     sources: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _has_bf16(self) -> Gpu:
+        found: list[tuple[tuple[str | int, ...], str]] = []
         if "bf16" not in self.flops_per_s:
-            refuse("Gpu", [(("flops", "bf16"), "required, but not given")])
+            found.append((("flops", "bf16"), "required, but not given"))
+        if self.idle_power_w >= self.tdp_w:
+            found.append((("idle_power",), f"must be below tdp = {self.tdp_w:g} W"))
+        refuse("Gpu", found)
         return self
 
 
@@ -120,7 +169,7 @@ class GqaAttention(Spec):
 
     @model_validator(mode="after")
     def _groups_are_equal(self) -> GqaAttention:
-        if self.heads % self.kv_heads:
+        if self.kv_heads and self.heads % self.kv_heads:
             refuse(
                 "GqaAttention",
                 [(("kv_heads",), f"{self.kv_heads} does not divide heads = {self.heads}")],
@@ -130,7 +179,8 @@ class GqaAttention(Spec):
 
 class MlaAttention(Spec):
     """Multi-head latent attention (DeepSeek-V2 and V3); the cache holds ``kv_lora_rank +
-    qk_rope_head_dim`` per token.
+    qk_rope_head_dim`` per token. ``absorb``: when queries are taken to the latent instead of making
+    keys and values of it.
     """
 
     kind: Literal["mla"]
@@ -140,6 +190,7 @@ class MlaAttention(Spec):
     qk_nope_head_dim: Count
     qk_rope_head_dim: Count
     v_head_dim: Count
+    absorb: Literal["decode", "always", "never"] = "decode"
 
 
 class Moe(Spec):
@@ -170,34 +221,88 @@ class Moe(Spec):
         return self
 
 
+class Dtypes(Spec):
+    """Types of single parts' weights, in place of ``Model.dtype``.
+
+    ``dense``: FFNs of dense layers and shared experts; ``lm_head`` (and the input embedding) and
+    ``gate`` are BF16 unless given here.
+    """
+
+    attention: WeightDtype | None = None
+    dense: WeightDtype | None = None
+    experts: WeightDtype | None = None
+    lm_head: WeightDtype | None = None
+    gate: WeightDtype | None = None
+
+
+class SlidingWindow(Spec):
+    """Layers that attend to the last ``tokens`` only; every ``full_every``-th attends to all
+    (0: none does).
+    """
+
+    tokens: Count
+    full_every: NotNegative = 0
+
+
+def _no_attention(given: object) -> object:
+    """``null``: attention without heads."""
+    if given is not None:
+        return given
+    return GqaAttention.model_construct(kind="gqa", heads=0, kv_heads=0, head_dim=0)
+
+
 class Model(Spec):
-    """A transformer with expert layers. ``layers`` counts all layers; ``config`` is the HF file it
-    was read from, if any.
+    """A transformer. ``layers`` counts all layers; ``config`` is the HF file it was read from, if
+    any.
+
+    ``attention: null`` makes layers without attention (kept as 0 heads), ``moe: null`` a dense
+    model (kept as 0 experts, all layers dense), ``vocab: 0`` one without embedding and LM head.
     """
 
     name: str
     config: str | None = None
     hidden: Count
     layers: LayerCount
-    vocab: Count
+    vocab: NotNegative
     dtype: WeightDtype
     kv_dtype: WeightDtype = "bf16"
-    attention: Annotated[GqaAttention | MlaAttention, Field(discriminator="kind")]
+    dtypes: Dtypes = Dtypes()
+    sliding_window: SlidingWindow | None = None
+    attention: Annotated[
+        GqaAttention | MlaAttention, Field(discriminator="kind"), BeforeValidator(_no_attention)
+    ]
     dense_intermediate: NotNegative = 0
     moe: Moe
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_dense(cls, given: object) -> object:
+        if not isinstance(given, dict) or "moe" not in given or given["moe"] is not None:
+            return given
+        layers = given.get("layers")
+        none = Moe.model_construct(
+            experts=0,
+            top_k=0,
+            intermediate=0,
+            first_dense_layers=layers if isinstance(layers, int) else 0,
+        )
+        return {**given, "moe": none}
 
     @model_validator(mode="after")
     def _layers_fit(self) -> Model:
         found: list[tuple[tuple[str | int, ...], str]] = []
         dense = self.moe.first_dense_layers
-        if dense >= self.layers:
+        if self.moe.experts == 0:
+            if self.dense_intermediate == 0:
+                found.append((("dense_intermediate",), "required, because moe is null"))
+        elif dense >= self.layers:
             found.append(
                 (
                     ("moe", "first_dense_layers"),
                     f"{dense} of {self.layers} layers leaves no MoE layer",
                 )
             )
-        if dense > 0 and self.dense_intermediate == 0:
+        if 0 < dense < self.layers and self.dense_intermediate == 0:
             found.append(
                 (("dense_intermediate",), "required, because moe.first_dense_layers is not 0")
             )
@@ -213,14 +318,16 @@ class Traffic(Spec):
     context: Count
     steps: Count = 1
     warmup_steps: NotNegative = 0
+    speculative: Speculative | None = None
 
 
-class Parallel(Spec):
-    """``ep`` GPUs share the experts of a layer; null = the largest divisor of the GPU count that is
-    <= experts.
+class Speculative(Spec):
+    """Draft and verify (multi-token prediction): each sequence brings ``draft_tokens`` guesses to a
+    decode step, each accepted with probability ``acceptance`` if all before it were.
     """
 
-    ep: Count | None = None
+    draft_tokens: Count
+    acceptance: Annotated[float, Field(ge=0, le=1)]
 
 
 class Routing(Spec):
@@ -263,5 +370,8 @@ class Workload(Spec):
     prefetch: Annotated[str, choice("prefetch")] = "none"
     overlap: Annotated[str, choice("overlap")] = "none"
     network: Annotated[str, choice("network")] = "exact"
+    cuda_graphs: bool = True
     copy_efficiency: CopyEfficiency = CopyEfficiency()
     transport: Transport
+    energy: Energy = Energy()
+    cost: Cost = Cost()

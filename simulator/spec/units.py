@@ -15,7 +15,18 @@ from typing import Literal
 
 from simulator.errors import InputError
 
-Dimension = Literal["bandwidth", "time", "bytes", "flops", "power", "price"]
+Dimension = Literal[
+    "bandwidth",
+    "time",
+    "bytes",
+    "flops",
+    "power",
+    "price",
+    "bit energy",
+    "FLOP energy",
+    "tariff",
+    "volume",
+]
 
 
 class QuantityError(InputError, ValueError):
@@ -36,6 +47,15 @@ def _with_prefixes(
 
 _EIGHTH = Decimal("0.125")
 _FLOP_PREFIXES = {**_DECIMAL, "E": 10**18}
+_JOULES = {
+    "fJ": Decimal("1e-15"),
+    "pJ": Decimal("1e-12"),
+    "nJ": Decimal("1e-9"),
+    "uJ": Decimal("1e-6"),
+    "J": Decimal(1),
+}
+# A year of 365 days; a month is a twelfth of it.
+_PER_YEAR = {"s": 31_536_000, "h": 8760, "day": 365, "month": 12, "year": 1}
 
 UNITS: dict[Dimension, dict[str, Decimal]] = {
     "bandwidth": {
@@ -60,8 +80,16 @@ UNITS: dict[Dimension, dict[str, Decimal]] = {
     },
     "power": {"mW": Decimal("1e-3"), "W": Decimal(1), "kW": Decimal(1000), "MW": Decimal(10**6)},
     "price": {"$/h": Decimal(1)},
+    "bit energy": {
+        **{f"{joule}/bit": 8 * factor for joule, factor in _JOULES.items()},
+        **{f"{joule}/B": factor for joule, factor in _JOULES.items()},
+    },
+    "FLOP energy": {f"{joule}/FLOP": factor for joule, factor in _JOULES.items()},
+    "tariff": {"$/kWh": Decimal(1), "$/MWh": Decimal("1e-3")},
+    "volume": {f"tokens/{per}": Decimal(times) for per, times in _PER_YEAR.items()},
 }
-"""Factor from each unit to SI (B/s, s, B, FLOP/s, W; $/h for prices)."""
+"""Factor from each unit to SI (B/s, s, B, FLOP/s, W, J/B, J/FLOP); $/h for prices, $/kWh for
+tariffs, tokens/year for volumes."""
 
 _EXAMPLES: dict[Dimension, tuple[str, str]] = {
     "bandwidth": ("450", "GB/s"),
@@ -70,6 +98,10 @@ _EXAMPLES: dict[Dimension, tuple[str, str]] = {
     "flops": ("989", "TFLOP/s"),
     "power": ("700", "W"),
     "price": ("4", "$/h"),
+    "bit energy": ("6", "pJ/bit"),
+    "FLOP energy": ("0.7", "pJ/FLOP"),
+    "tariff": ("0.10", "$/kWh"),
+    "volume": ("1e9", "tokens/month"),
 }
 
 _NUMBER = r"(?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,5})?)(?![0-9.])"
@@ -81,9 +113,10 @@ _NOT_FINITE = re.compile(r"[+-]?\.?(nan|inf|infinity)\b.*", re.IGNORECASE)
 def parse_quantity(text: object, dimension: Dimension) -> float:
     """Reads ``text`` as a quantity of ``dimension`` and returns it in SI units.
 
-    bandwidth -> B/s, time -> s, bytes -> B, flops -> FLOP/s, power -> W, price -> $/h. Zero is
-    returned as 0.0 (whether it is allowed is the schema's choice); negative, infinite and NaN
-    values, bare numbers and unknown units raise ``QuantityError`` with one line that shows how to
+    bandwidth -> B/s, time -> s, bytes -> B, flops -> FLOP/s, power -> W, price -> $/h, bit energy
+    -> J/B, FLOP energy -> J/FLOP, tariff -> $/kWh, volume -> tokens/year. Zero is returned as 0.0
+    (whether it is allowed is the schema's choice); negative, infinite and NaN values, bare numbers
+    and unknown units raise ``QuantityError`` with one line that shows how to
     write it.
     """
     example = " ".join(_EXAMPLES[dimension])
@@ -97,7 +130,7 @@ def parse_quantity(text: object, dimension: Dimension) -> float:
     if _NOT_FINITE.fullmatch(stripped):
         raise QuantityError(f'{stripped!r} is not finite; write for example "{example}"')
     match = _QUANTITY.fullmatch(stripped)
-    if match is None and dimension == "price":
+    if match is None and dimension in ("price", "tariff"):
         match = _DOLLARS_FIRST.fullmatch(stripped)
     if match is None:
         raise QuantityError(f'{stripped!r} is not a {dimension}; write for example "{example}"')

@@ -66,7 +66,7 @@ def refusal(done: Done) -> str:
         (("show", "gpu", "H100"), "did you mean 'H100-SXM'?"),
         (("show", "gpu", "H100-SXM", "--set", "tdp=1 W"), "show topology NAME --set"),
         (("show", "topology", "nvswitch16", "--set", "traffic.steps=1"), "unknown key 'traffic'"),
-        (("show", "topology"), "the following arguments are required: NAME"),
+        (("show", "topology"), "show topology: give its name, or a path"),
         (("analyze", "nowhere"), "result.json: is missing"),
         (("import", "jsnl", "a", "-o", "b"), "did you mean 'jsonl'?"),
         (("import", "jsonl", "a", "-o", "b"), "a: no such file"),

@@ -66,11 +66,23 @@ def test_what_is_kept(kept: Path) -> None:
         *("context", "input", "notes", "routing", "seed", "summary", "versions"),
     ]
     assert result["seed"] == 0
-    assert result["context"] == {
+    context = result["context"]
+    energy, prices = context.pop("energy"), context.pop("prices")
+    assert context == {
         "gpus": 16,
         "experts": 128,
         "peak_flops_per_s": 989.4e12,
         "fetch_from": "host memory over PCIe",
+        "tokens_per_row": 1.0,
+    }
+    assert (energy["idle_w"], energy["tdp_w"]) == (85, 700)
+    assert energy["beside_w"] == {"nic": 0, "nvswitch": pytest.approx(16 * 99)}
+    assert prices == {
+        "gpu_usd_per_hour": 4.0,
+        "electricity_usd_per_kwh": 0.10,
+        "electricity_in_price": True,
+        "volume_tokens_per_year": 12e9,
+        "phase": "decode",
     }
     assert result["input"]["workload"]["model"]["layers"] == 2
     assert result["input"]["workload"]["routing"]["source"] == "zipf:0.8"

@@ -130,9 +130,9 @@ def test_plotly_in_the_directory(call: Call, tmp_path: Path) -> None:
         (("topology", "dgx-h100", "--html", "no/out"), "no/out: there is no directory no"),
         (
             ("workload", "moe128", "--html", "out"),
-            "show workload: --html draws a topology; leave it out",
+            "show workload: --html draws a topology or a plan; leave it out",
         ),
-        (("gpu", "H100-SXM", "--html", "out"), "show gpu: --html draws a topology; leave it out"),
+        (("gpu", "H100-SXM", "--html", "out"), "show gpu: --html draws a topology or a plan; leave it out"),
         (
             ("topology", "dgx-h100", "--plotlyjs", "cdn"),
             "show topology: --plotlyjs goes with --html FILE",

@@ -119,16 +119,27 @@ def test_equal_square_blocks_give_exactly_what_the_cache_does():
         assert found.requested == asked
 
 
-@pytest.mark.parametrize(("ragged", "mean", "most"), [(False, 0.005, 0.10), (True, 0.015, 0.25)])
-def test_unequal_and_ragged_blocks_are_close(ragged, mean, most):
+def test_whole_tiles_give_exactly_what_the_cache_does():
+    """Blocks of A, B and C of three sizes, every tile whole: no error in any of 300 shapes."""
+    for case in shapes(300, seed=7, ragged=False):
+        read, asked = simulated(**case)
+        found = gemm_traffic(**case)
+        assert found.requested == pytest.approx(asked)
+        assert found.read == pytest.approx(read, rel=1e-12), case
+
+
+def test_ragged_edges_are_close():
+    """Error of the bytes from HBM as a share of those asked for; 9 of 10 shapes have none."""
     errors = []
-    for case in shapes(300, seed=11 if ragged else 7, ragged=ragged):
+    for case in shapes(400, seed=11, ragged=True):
         read, asked = simulated(**case)
         found = gemm_traffic(**case)
         assert found.requested == pytest.approx(asked)
         errors.append(abs(found.read - read) / asked)
-    assert np.mean(errors) < mean
-    assert np.max(errors) < most
+    assert np.mean(errors) < 0.001
+    assert np.quantile(errors, 0.9) < 1e-9
+    assert np.quantile(errors, 0.99) < 0.03
+    assert np.max(errors) < 0.10
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -225,3 +236,12 @@ def test_the_layer_wise_claim_stands_or_falls_with_two_megabytes():
     assert over.weights == 100 * 32e6
     handed = streamed_traffic(**sizes, other_bytes=6e6, l2_bytes=50e6, chunks_arrive_in_l2=True)
     assert handed.hit_rate == pytest.approx(1 - (32 + 6) / 5000)
+
+
+def test_tiles_worked_on_in_pieces_give_the_same(monkeypatch):
+    cases = list(shapes(40, seed=23, ragged=True))
+    whole = [gemm_traffic(**case) for case in cases]
+    monkeypatch.setattr("simulator.model.l2.BLOCK_TILES", 7)
+    for case, found in zip(cases, whole, strict=True):
+        assert gemm_traffic(**case) == pytest.approx(found, rel=1e-12)
+        assert found.compulsory * (1 - 1e-12) <= found.read <= found.requested * (1 + 1e-12)

@@ -104,7 +104,7 @@ def test_a_single_field_of_a_gpu_that_is_named_only():
     assert "instead of the catalogue's" in gpu.sources["hbm_bandwidth"]
     assert "datasheet" in gpu.sources["sms"] or "whitepaper" in gpu.sources["sms"]
     assert inputs("gpu=H20").topology.gpu.name == "H20"
-    assert inputs("gpu=H20", "gpu.tdp=1 W").topology.gpu.tdp_w == 1
+    assert inputs("gpu=H20", "gpu.tdp=100 W").topology.gpu.tdp_w == 100
     assert inputs("gpu.model=H20").topology.gpu.name == "H20"
 
 
@@ -138,7 +138,8 @@ def test_list_items_by_index_or_name(tmp_path):
             "zzz=3",
             "--set zzz: unknown key 'zzz'; known: name, description, sources, gpu, build, model, "
             "traffic, parallel, routing, expert_access, expert_slots, expert_home, eviction, "
-            "expert_order, prefetch, overlap, network, copy_efficiency, transport",
+            "expert_order, prefetch, overlap, network, cuda_graphs, copy_efficiency, transport, "
+            "energy, cost",
         ),
         ("name=x", "--set name: both files have it; write topology.name or workload.name"),
         (
@@ -148,13 +149,14 @@ def test_list_items_by_index_or_name(tmp_path):
         (
             "traffic.zzz=3",
             "--set traffic.zzz: unknown key 'zzz'; known here: phase, tokens_per_gpu, context, "
-            "steps, warmup_steps",
+            "steps, warmup_steps, speculative",
         ),
         (
             "workload.gpu=H20",
             "--set gpu: unknown key 'gpu'; known here: name, description, sources, model, "
             "traffic, parallel, routing, expert_access, expert_slots, expert_home, eviction, "
-            "expert_order, prefetch, overlap, network, copy_efficiency, transport",
+            "expert_order, prefetch, overlap, network, cuda_graphs, copy_efficiency, transport, "
+            "energy, cost",
         ),
         (
             "gpu.hbm_bandwith=2 TB/s",

@@ -57,6 +57,16 @@ from simulator.spec.units import UNITS, QuantityError, nearest, parse_quantity
         ("$4/h", "price", 4.0),
         ("$ 4.5 /h", "price", 4.5),
         ("4 $/h", "price", 4.0),
+        ("6 pJ/bit", "bit energy", 48e-12),
+        ("48 pJ/B", "bit energy", 48e-12),
+        ("500 fJ/bit", "bit energy", 4e-12),
+        ("0.7 pJ/FLOP", "FLOP energy", 7e-13),
+        ("0.10 $/kWh", "tariff", 0.1),
+        ("$0.10/kWh", "tariff", 0.1),
+        ("$100/MWh", "tariff", 0.1),
+        ("1e9 tokens/month", "volume", 12e9),
+        ("1 tokens/s", "volume", 31_536_000.0),
+        ("1 tokens/day", "volume", 365.0),
     ],
 )
 def test_reads(text, dimension, value):
@@ -134,6 +144,18 @@ def test_reads(text, dimension, value):
             "$4/d",
             "price",
             "'$/d' is not a unit of price (did you mean '$/h'?); write for example \"4 $/h\"",
+        ),
+        (
+            "6 pj/bit",
+            "bit energy",
+            "'pj/bit' is not a unit of bit energy (did you mean 'pJ/bit'?); "
+            'write for example "6 pJ/bit"',
+        ),
+        (
+            "0.1 $/h",
+            "tariff",
+            "'$/h' is not a unit of tariff, which is a unit of price; "
+            'write for example "0.10 $/kWh"',
         ),
     ],
 )

@@ -1,0 +1,102 @@
+"""`study`: the named studies, each as one function that prints and writes."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from simulator.errors import InputError
+
+Progress = Callable[[int, int], None]
+Say = Callable[[str], object]
+
+
+class Told(NamedTuple):
+    """What a study prints: as text, and with --json as flat rows, one per claim."""
+
+    text: str
+    rows: list[dict[str, object]]
+
+
+Run = Callable[[Namespace, Progress | None, Say], Told]
+
+
+def prophet(options: Namespace, progress: Progress | None, say: Say) -> Told:
+    """Expert prediction and prefetch on four clusters."""
+    from simulator.studies.prophet_spec import load_study
+
+    study = load_study(options.overrides)
+    out = None if options.out is None else Path(options.out)
+    started = datetime.now()
+    # Slow to import, so after what is likely to be refused.
+    from simulator.studies import claims, prophet_files
+    from simulator.studies.prophet import run_study
+    from simulator.studies.prophet_text import render
+
+    if out is not None:
+        prophet_files.refuse_existing(out)
+    result = run_study(study, options.quick, progress, options.workers)
+    if out is not None:
+        for line in prophet_files.write_study(result, out, started):
+            say(line)
+        say(f"kept in {out}")
+    return Told(render(result), [claims.flat(judged) for judged in result.judged])
+
+
+def large_ep(options: Namespace, progress: Progress | None, say: Say) -> Told:
+    """One expert per GPU and layer against TP 8 x PP 2."""
+    from simulator.studies.large_ep_spec import load_study
+
+    study = load_study(options.overrides)
+
+    def run() -> object:
+        from simulator.studies.large_ep import run_study
+
+        return run_study(study, options.quick, progress, options.workers)
+
+    return _told(options, say, run)
+
+
+def layerwise(options: Namespace, progress: Progress | None, say: Say) -> Told:
+    """A layer per group of GPUs against TP 8 x PP 2."""
+    from simulator.studies.layerwise_spec import load_study
+
+    study = load_study(options.overrides)
+
+    def run() -> object:
+        from simulator.studies.layerwise import run_study
+
+        return run_study(study, options.quick, progress, options.workers)
+
+    return _told(options, say, run)
+
+
+def _told(options: Namespace, say: Say, run: Callable[[], object]) -> Told:
+    """Run a study that gives a `Report`, keep its files, and tell it."""
+    from simulator.studies import strategy_report as reports
+
+    out = None if options.out is None else Path(options.out)
+    if out is not None:
+        reports.refuse_existing(out)
+    report = run()
+    assert isinstance(report, reports.Report)
+    if out is not None:
+        reports.write(report, out, say)
+        say(f"kept in {out}")
+    return Told(reports.render(report), reports.flat(report))
+
+
+STUDIES: dict[str, Run] = {"prophet": prophet, "large-ep": large_ep, "layerwise": layerwise}
+
+
+def named(name: str) -> Run:
+    """A study by its name; InputError with the nearest one."""
+    if name not in STUDIES:
+        from simulator.spec.units import did_you_mean
+
+        hint = did_you_mean(name, [*STUDIES])
+        raise InputError(f"study: no {name!r}{hint}; known: {', '.join(STUDIES)}")
+    return STUDIES[name]
