@@ -1,8 +1,8 @@
 """Compiled search for routes.
 
-All kernels work on numbers: split nodes (`simulator.cluster.planes` says how they are split), links,
-nodes that a route starts from or ends at. They are in one file because numba's cache on disk knows
-of changes to the file of a compiled function only.
+All kernels work on numbers: split nodes (`simulator.cluster.planes` says how they are split),
+links, nodes that a route starts from or ends at. They are in one file because numba's cache on disk
+knows of changes to the file of a compiled function only.
 """
 
 from __future__ import annotations

@@ -132,7 +132,10 @@ def test_plotly_in_the_directory(call: Call, tmp_path: Path) -> None:
             ("workload", "moe128", "--html", "out"),
             "show workload: --html draws a topology or a plan; leave it out",
         ),
-        (("gpu", "H100-SXM", "--html", "out"), "show gpu: --html draws a topology or a plan; leave it out"),
+        (
+            ("gpu", "H100-SXM", "--html", "out"),
+            "show gpu: --html draws a topology or a plan; leave it out",
+        ),
         (
             ("topology", "dgx-h100", "--plotlyjs", "cdn"),
             "show topology: --plotlyjs goes with --html FILE",
