@@ -60,7 +60,16 @@ def run_elsewhere(command: list[str], directory: Path) -> subprocess.CompletedPr
 def test_the_wheel_holds_every_module_and_data_file(wheel: Path):
     expected = {
         path.relative_to(ROOT).as_posix() for path in (ROOT / "simulator").rglob("*.py")
-    } | {"simulator/py.typed", "simulator/spec/gpus.yaml", "simulator/studies/limits.yaml"}
+    } | {
+        "simulator/py.typed",
+        "simulator/spec/energy.yaml",
+        "simulator/spec/gpus.yaml",
+        "simulator/spec/kernels.yaml",
+        "simulator/studies/large_ep.yaml",
+        "simulator/studies/layerwise.yaml",
+        "simulator/studies/limits.yaml",
+        "simulator/studies/prophet.yaml",
+    }
     tables = list((ROOT / "simulator" / "studies" / "data").glob("*.csv"))
     assert tables, "validate has no tables"
     expected |= {path.relative_to(ROOT).as_posix() for path in tables}
