@@ -154,6 +154,20 @@ def test_kv_cache_per_token_of_llama_3_1_8b():
     assert model.layers * sizes.kv_bytes_per_token_layer(model) == 131_072
 
 
+def test_llama_3_1_8b_has_its_published_size():
+    """A dense model: 8.03 B parameters, 16.06 GB in BF16 (model card)."""
+    model = made(
+        hidden=4096,
+        layers=32,
+        vocab=128_256,
+        attention={"kind": "gqa", "heads": 32, "kv_heads": 8, "head_dim": 128},
+        dense_intermediate=14_336,
+        moe=None,
+    )
+    assert sizes.parameters(model) == pytest.approx(8.03e9, rel=5e-3)
+    assert sizes.parameters(model) * 2 == pytest.approx(16.06e9, rel=5e-3)
+
+
 def test_multi_head_attention_is_gqa_with_as_many_kv_heads():
     attention = {"kind": "gqa", "heads": 6, "kv_heads": 6, "head_dim": 4}
     assert sizes.attention_parameters(made(attention=attention)) == 4 * 10 * 24

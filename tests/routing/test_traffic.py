@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from math import comb
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simulator.routing.laws import uniform
 from simulator.routing.traffic import expert_sequence, traffic, traffic_fetch
 
 
@@ -172,3 +174,21 @@ def test_rows_of_other_ids_are_refused():
     ids, source = np.array([[0]], dtype=np.int16), np.zeros(1, dtype=np.int32)
     with pytest.raises(ValueError, match="hold 1"):
         expert_sequence(ids, source, np.array([[1, 1]], dtype=np.int32))
+
+
+@pytest.mark.parametrize(("experts", "k", "gpus"), [(256, 8, 32), (256, 8, 8), (128, 4, 16)])
+def test_under_uniform_routing_a_token_visits_a_gpu_as_often_as_theory_says(experts, k, gpus):
+    """With E / n of E experts on a GPU, a token of k visits it with probability
+    1 - C(E - E / n, k) / C(E, k); the mean over many tokens lies within four standard errors.
+    """
+    each = 4000
+    ids = uniform(np.random.default_rng(5), gpus * each, 1, experts, k)[:, 0]
+    source = np.repeat(np.arange(gpus, dtype=np.int32), each)
+    owner = np.repeat(np.arange(gpus, dtype=np.int32), experts // gpus)
+    pairs = traffic(np.ascontiguousarray(ids), source, owner, gpus, gpus)[1]
+    wanted = 1.0 - comb(experts - experts // gpus, k) / comb(experts, k)
+    error = (wanted * (1.0 - wanted) / (gpus * gpus * each)) ** 0.5
+    assert abs(pairs.mean() / each - wanted) < 4.0 * error
+    # Without deduplication it is the mean number of choices.
+    all_of_them = traffic(np.ascontiguousarray(ids), source, owner, gpus, gpus, False)[1]
+    assert all_of_them.sum() == gpus * each * k
