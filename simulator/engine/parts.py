@@ -23,14 +23,14 @@ class LayerTable:
     """What one recorded layer of one chunk computes and sends.
 
     rows: int32 [gpus, experts]; pairs: int32 [gpus, gpus], tokens sent from row to column (in two
-    tiers: those handed on too), the diagonal zero; tokens: int64 [gpus], that come to each GPU's
+    tiers: those handed on too), the diagonal zero; tokens: [gpus], that come to each GPU's
     experts, its own included (once per expert where dispatch does not deduplicate); order: experts
     per GPU in the order of first need, rows_of: rows as lists (both empty if nobody asks).
     """
 
     rows: Int32s
     pairs: Int32s
-    tokens: NDArray[np.int64]
+    tokens: list[int]
     order: list[list[int]]
     rows_of: list[list[int]]
 
@@ -120,4 +120,4 @@ def _table(ids: NDArray[np.int16], source_gpu: Int32s, how: Cut) -> LayerTable:
         owner = (None, 1) if how.fetch else (how.owner, how.ep)
         ptr, experts = expert_sequence(ids, source_gpu, rows, *owner)
         order = [part.tolist() for part in np.split(experts, ptr[1:-1])]
-    return LayerTable(rows, pairs, tokens, order, rows_of)
+    return LayerTable(rows, pairs, tokens.tolist(), order, rows_of)

@@ -244,7 +244,7 @@ class Filler:
         gpus = np.array(stage.gpus)
         work = [
             compute.experts_by_rows(rows, tokens)
-            for rows, tokens in zip(table.rows.tolist(), table.tokens.tolist(), strict=True)
+            for rows, tokens in zip(table.rows.tolist(), table.tokens, strict=True)
         ]
         self._fill(stage, base + ops.experts, work, table.rows.sum(axis=1))
         self._hits[round_, layer, gpus] += np.count_nonzero(table.rows, axis=1)

@@ -248,7 +248,7 @@ class Step:
                     self._accesses[gpu][layer][HIT] += count
             work = [
                 m.compute.experts_by_rows(rows, tokens)
-                for rows, tokens in zip(table.rows.tolist(), table.tokens.tolist(), strict=True)
+                for rows, tokens in zip(table.rows.tolist(), table.tokens, strict=True)
             ]
             for layer in layers.tolist():
                 where = (index, slice(layer, layer + 1), of.kind(chunk, shape.EXPERTS))
@@ -302,7 +302,7 @@ class Step:
         if resident:
             mine = [rows[expert] for expert in resident]
             count = sum(mine)
-            work = m.compute.experts_by_rows(mine, min(int(table.tokens[gpu]), count))
+            work = m.compute.experts_by_rows(mine, min(table.tokens[gpu], count))
             whole += (grouped, core.TIMED, gpu, 0)
             real.append(work.seconds)
             edges += (grouped, experts)
