@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from simulator.errors import InputError
+from simulator.spec.document import Document
 from simulator.spec.units import did_you_mean, nearest
+
+Read = TypeVar("Read", bound=BaseModel)
 
 KeyPath = tuple[str | int, ...]
 
@@ -39,6 +43,17 @@ def faults(
         is_key = entry["type"] == "extra_forbidden" or "[key]" in entry["loc"]
         told.append((path, _sentence(entry, path, data, root), is_key))
     return told
+
+
+def validated(spec: type[Read], document: Document) -> Read:
+    """What a document says, checked; raises InputError with one line per fault."""
+    try:
+        return spec.model_validate(document.data)
+    except ValidationError as error:
+        found = faults(error, document.data, spec)
+        raise InputError(
+            "\n".join(document.fault(where, what, key=is_key) for where, what, is_key in found)
+        ) from None
 
 
 def keys_at(path: KeyPath, data: object, root: type[BaseModel]) -> list[str] | None:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import ValidationError
-
 from simulator.errors import InputError
 from simulator.spec.builds import (
     EthernetBuild,
@@ -22,7 +20,7 @@ from simulator.spec.builds import (
 )
 from simulator.spec.choices import FAMILIES, routing_law
 from simulator.spec.document import SET, Document, KeyPath, dotted, parse_value, read_document
-from simulator.spec.faults import faults, key_of, schema_at
+from simulator.spec.faults import key_of, schema_at, validated
 from simulator.spec.find import find, missing, shipped
 from simulator.spec.hf import read_config
 from simulator.spec.plan import check
@@ -149,13 +147,7 @@ def _load(
         _fill_profile(document, path)
     elif gpu is not None:
         _fill_copies(document, gpu)
-    try:
-        return spec.model_validate(document.data), document, path
-    except ValidationError as error:
-        found = faults(error, document.data, spec)
-        raise InputError(
-            "\n".join(document.fault(where, what, key=is_key) for where, what, is_key in found)
-        ) from None
+    return validated(spec, document), document, path
 
 
 def _shown(path: Path) -> str:

@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from simulator.errors import InputError
 from simulator.spec.choices import ChoiceError
 from simulator.spec.document import SET, Document, dotted, parse_value, read_document
-from simulator.spec.faults import faults, keys_at
+from simulator.spec.faults import keys_at, validated
 from simulator.spec.fields import Efficiency, Latency, NotNegative, Sources, Spec, refuse
 from simulator.spec.find import find
 from simulator.spec.units import did_you_mean, parse_quantity
@@ -163,13 +163,7 @@ def parse_transport(document: Document, overrides: Sequence[str] = ()) -> Transp
     """As ``load_transport``, from a document that was read."""
     for text in overrides:
         _put(document, text)
-    try:
-        return Transport.model_validate(document.data)
-    except ValidationError as error:
-        found = faults(error, document.data, Transport)
-        raise InputError(
-            "\n".join(document.fault(where, what, key=is_key) for where, what, is_key in found)
-        ) from None
+    return validated(Transport, document)
 
 
 def _put(document: Document, text: str) -> None:

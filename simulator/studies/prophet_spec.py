@@ -7,11 +7,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from simulator.errors import InputError
 from simulator.spec.document import SET, Document, KeyPath, dotted, parse_value, read_document
-from simulator.spec.faults import faults
+from simulator.spec.faults import validated
 from simulator.spec.fields import (
     Bandwidth,
     Bytes,
@@ -191,13 +191,7 @@ def load_study(overrides: Sequence[str] = (), path: Path = FILE) -> Prophet:
     document = read_document(path, path.name)
     for text in overrides:
         _put(document, text)
-    try:
-        return Prophet.model_validate(document.data)
-    except ValidationError as error:
-        found = faults(error, document.data, Prophet)
-        raise InputError(
-            "\n".join(document.fault(where, what, key=is_key) for where, what, is_key in found)
-        ) from None
+    return validated(Prophet, document)
 
 
 def _put(document: Document, text: str) -> None:

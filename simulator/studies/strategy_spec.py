@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field
 
 from simulator.errors import InputError
 from simulator.spec.document import SET, Document, KeyPath, dotted, parse_value, read_document
-from simulator.spec.faults import faults
+from simulator.spec.faults import validated
 from simulator.spec.fields import Sources, Spec
 from simulator.spec.units import did_you_mean
 from simulator.studies.claims import read_published
@@ -69,13 +69,7 @@ def read_study(spec: type[Study], path: Path, overrides: Sequence[str] = ()) -> 
     document = read_document(path, path.name)
     for text in overrides:
         _put(document, text)
-    try:
-        return spec.model_validate(document.data)
-    except ValidationError as error:
-        found = faults(error, document.data, spec)
-        raise InputError(
-            "\n".join(document.fault(where, what, key=is_key) for where, what, is_key in found)
-        ) from None
+    return validated(spec, document)
 
 
 def _put(document: Document, text: str) -> None:
