@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from simulator.cli import requests
 from simulator.cli.text import lay_out, wrapped
 from simulator.errors import InputError
 from simulator.results.summary import duration, number, size
@@ -141,6 +142,7 @@ SHOWN: dict[str, Callable[[str, str | None, Sequence[str]], Shown]] = {
     "topology": topology,
     "workload": workload,
     "gpu": gpu,
+    "requests": requests.shown,
 }
 
 

@@ -1,0 +1,1 @@
+"""Floor 1: the requests that users send, recorded or drawn from laws."""
