@@ -56,14 +56,8 @@ p.quiet { color: var(--quiet); font-size: 0.87rem; }
 </html>
 """
 
-_SCRIPT = """"use strict";
-const { figure, palettes, name } = JSON.parse(document.getElementById("figure").textContent);
-const picture = document.getElementById("picture");
-const meta = figure.layout.meta;
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const touch = matchMedia("(pointer: coarse)").matches;
-
-// Colours are names, "@gpu", of which each theme has its own.
+# JavaScript that turns the names of colours in a figure into those of a theme.
+COLOURED = """// Colours are names, "@gpu", of which each theme has its own.
 function coloured(value, key, palette) {
   if (Array.isArray(value)) return value.map((inner) => coloured(inner, key, palette));
   if (value !== null && typeof value === "object") {
@@ -73,6 +67,15 @@ function coloured(value, key, palette) {
   const named = typeof value === "string" && value.startsWith("@") && key.includes("color");
   return named ? palette[value.slice(1)] : value;
 }
+"""
+
+_SCRIPT = """"use strict";
+@COLOURED@
+const { figure, palettes, name } = JSON.parse(document.getElementById("figure").textContent);
+const picture = document.getElementById("picture");
+const meta = figure.layout.meta;
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const touch = matchMedia("(pointer: coarse)").matches;
 
 function height() {
   const narrow = picture.clientWidth < 600;
@@ -175,9 +178,9 @@ def render_page(
         "LINES": "\n".join(
             f'<p class="{html.escape(kind)}">{html.escape(text)}</p>' for kind, text in paragraphs
         ),
-        "LIBRARY": _library_tag(plotlyjs),
-        "FIGURE": _json(data),
-        "SCRIPT": _SCRIPT,
+        "LIBRARY": library_tag(plotlyjs),
+        "FIGURE": script_json(data),
+        "SCRIPT": _SCRIPT.replace("@COLOURED@", COLOURED),
     }
     for theme in ("light", "dark"):
         for colour in ("page", "text", "quiet"):
@@ -239,7 +242,8 @@ def _write(path: Path, text: str) -> None:
         raise
 
 
-def _library_tag(plotlyjs: str) -> str:
+def library_tag(plotlyjs: str) -> str:
+    """The script element that brings plotly: one of PLOTLYJS."""
     if plotlyjs == "directory":
         return f'<script src="{LIBRARY}" charset="utf-8"></script>'
     code = library()
@@ -256,7 +260,7 @@ def _library_tag(plotlyjs: str) -> str:
     )
 
 
-def _json(value: Any) -> str:
+def script_json(value: Any) -> str:
     """JSON that can stand in a script element: nothing in it can end the element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     for sign in "<>&":

@@ -170,3 +170,40 @@ def count_overlaps(ids: Int16s, before: Int16s, comes_after: npt.NDArray[np.bool
                 result[layer, 0] += shared
                 result[layer, 1] += k
     return result
+
+
+@compiled
+def count_loads(ids: Int16s, loads: Int64s) -> None:
+    """Add to `loads` int64 [layers, experts] how often each expert is in ids int16 [n, layers, k].
+
+    Ids of -1 (not recorded) are left out.
+    """
+    tokens, layers, k = ids.shape
+    for layer in range(layers):
+        for token in range(tokens):
+            for choice in range(k):
+                expert = ids[token, layer, choice]
+                if expert >= 0:
+                    loads[layer, expert] += 1
+
+
+@compiled
+def count_pairs(ids: Int16s, shift: int, pairs: Int64s) -> None:
+    """Add to `pairs` int64 [layers - 1, experts, experts] the experts taken in successive layers.
+
+    `ids` int16 [n, layers, k]. Entry [layer, i, j] counts tokens t with expert i in `layer` while
+    token (t + shift) mod n has expert j in the layer after it; -1 (not recorded) is left out.
+    """
+    tokens, layers, k = ids.shape
+    # Layer by layer, so that one table of experts x experts at a time stays in the CPU's cache.
+    for layer in range(layers - 1):
+        for token in range(tokens):
+            other = (token + shift) % tokens
+            for a in range(k):
+                here = ids[token, layer, a]
+                if here < 0:
+                    continue
+                for b in range(k):
+                    there = ids[other, layer + 1, b]
+                    if there >= 0:
+                        pairs[layer, here, there] += 1
