@@ -16,6 +16,7 @@ import inspect
 import math
 from collections.abc import Callable
 from difflib import get_close_matches
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
@@ -138,6 +139,44 @@ def markov_overlap(stickiness: float, experts: int, k: int) -> float:
     return total / k
 
 
+def of_loads(path: str | Path) -> Law:
+    """The law of a load file: an expert is taken with probability k times its share of the load.
+
+    Exactly so (`systematic`), where no share is above 1/k; tokens are independent of each other,
+    and so are layers. A model of more layers than the file has starts over with its first. Raises
+    InputError for a file without loads, and, when drawn from, for another number of experts.
+    """
+    from simulator.routing.loads import loads_of
+    from simulator.routing.systematic import draw_systematic, inclusion
+
+    counts = loads_of(path).counts
+
+    def loads(
+        rng: np.random.Generator,
+        tokens: int,
+        layers: int,
+        experts: int,
+        k: int,
+        *,
+        previous: Int16s | None = None,
+    ) -> Int16s:
+        del previous
+        if _checked(experts, k) != counts.shape[1]:
+            raise InputError(
+                f"{path}: loads of {counts.shape[1]} experts, but the model has {experts}; give "
+                "the loads of such a model, or a law such as zipf:1.0"
+            )
+        chance = inclusion(counts, k)[np.arange(layers) % len(counts)]
+        out = np.empty((layers, tokens, k), dtype=np.int16)
+        draw_systematic(rng, chance, out)
+        return out.transpose(1, 0, 2)
+
+    return loads
+
+
+OF_LOADS = "loads"
+"""The law that needs a file: "loads:PATH" (see `of_loads`)."""
+
 LAWS: dict[str, Law] = {
     "uniform": uniform,
     "zipf": zipf,
@@ -149,15 +188,20 @@ LAWS: dict[str, Law] = {
 def is_law(text: str) -> bool:
     """Whether a routing is named as a law (a listed one, or "package.module:function")."""
     name, _, rest = text.partition(":")
+    if name == OF_LOADS:
+        return bool(rest)
     return name in LAWS or ("." in name and "/" not in text and rest.split(":")[0].isidentifier())
 
 
 def parse_law(text: str) -> tuple[Law, tuple[float, ...]]:
-    """Read "zipf", "zipf:1.2" or "package.module:function:1.2,3": the function, its parameters.
+    """Read "zipf", "zipf:1.2", "loads:PATH" or "package.module:function:1.2,3": the function and
+    its parameters.
 
     Raises InputError for an unknown law, a parameter that is not a number, or too many of them.
     """
     name, _, rest = text.partition(":")
+    if name == OF_LOADS and rest:
+        return of_loads(rest), ()
     if name in LAWS:
         law = LAWS[name]
     elif "." in name and rest:

@@ -2,9 +2,14 @@
 
 One compiled pass over the ids of one layer. The same pass serves `expert_access: fetch`, where the
 weights come to the token: then every GPU is its own group and nothing is sent (`owner=None`).
+
+Where experts have copies, a pass before it (`pick_slots`) puts the slot of the chosen copy in place
+of each expert; all else then counts slots as it counts experts, and `rows_of_experts` adds them up.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +24,52 @@ _FAULTS = {
     1: "source_gpu must lie in 0..gpus-1 and must not decrease",
     2: "an expert id is not below the number of experts that have an owner",
 }
+
+
+class Copies(NamedTuple):
+    """Slots of experts in one layer, some experts in several; every group of GPUs has them all.
+
+    expert_of: int32 [slots], the expert in each; owner: int32 [slots], GPU of each within its
+    group; nearest: int16 [gpus, experts], the slot that a token of each GPU takes; ptr int32
+    [experts + 1], slots int16: slots[ptr[e]:ptr[e + 1]] are those of expert e, on different GPUs;
+    least_loaded: the slot whose GPU has fewest rows so far is taken, the nearest among equals.
+    """
+
+    expert_of: Int32s
+    owner: Int32s
+    nearest: Int16s
+    ptr: Int32s
+    slots: Int16s
+    least_loaded: bool
+
+
+def pick_slots(ids: Int16s, source_gpu: Int32s, copies: Copies, ep: int) -> Int16s:
+    """The slot that each token takes for each of its experts, int16 [tokens, k], -1 where none is
+    recorded.
+
+    ids: int16 [tokens, k]; source_gpu: int32 [tokens], not decreasing; GPUs form groups of `ep`.
+    The least loaded copy is found choice after choice, in the order of the tokens.
+    Raises ValueError for arrays that do not fit each other.
+    """
+    gpus = len(copies.nearest)
+    _check(ids, source_gpu, copies.owner, ep, gpus)
+    picked = np.empty_like(ids)
+    _, owner, nearest, ptr, slots, least = copies
+    rows = np.zeros(gpus, dtype=np.int64)
+    fault = _pick(ids, source_gpu, nearest, ptr, slots, owner, ep, least, rows, picked)
+    if fault:
+        raise ValueError(_FAULTS[fault])
+    return picked
+
+
+def rows_of_experts(rows: Int32s, copies: Copies, ep: int) -> Int32s:
+    """Rows int32 [gpus, experts] from rows [gpus, slots]."""
+    gpus, experts = copies.nearest.shape
+    found = np.zeros((gpus, experts), dtype=np.int32)
+    for first in range(0, gpus, ep):
+        gpu = first + copies.owner
+        np.add.at(found, (gpu, copies.expert_of), rows[gpu, np.arange(len(gpu))])
+    return found
 
 
 def traffic(
@@ -165,6 +216,48 @@ def _add_group(rows: Int32s, counts: Int32s, owner: Int32s, base: int) -> None:
     for expert in range(len(counts)):
         rows[base + owner[expert], expert] += counts[expert]
         counts[expert] = 0
+
+
+@compiled
+def _pick(
+    ids: Int16s,
+    source_gpu: Int32s,
+    nearest: Int16s,
+    ptr: Int32s,
+    slots: Int16s,
+    owner: Int32s,
+    ep: int,
+    least_loaded: bool,
+    rows: npt.NDArray[np.int64],
+    out: Int16s,
+) -> int:
+    tokens, k = ids.shape
+    gpus, experts = nearest.shape
+    previous = 0
+    for token in range(tokens):
+        source = source_gpu[token]
+        if source < previous or source >= gpus:
+            return 1
+        previous = source
+        base = source // ep * ep
+        for choice in range(k):
+            expert = ids[token, choice]
+            if expert < 0:
+                out[token, choice] = -1
+                continue
+            if expert >= experts:
+                return 2
+            best = nearest[source, expert]
+            if least_loaded:
+                least = rows[base + owner[best]]
+                for place in range(ptr[expert], ptr[expert + 1]):
+                    slot = slots[place]
+                    if rows[base + owner[slot]] < least:
+                        best = slot
+                        least = rows[base + owner[slot]]
+                rows[base + owner[best]] += 1
+            out[token, choice] = best
+    return 0
 
 
 @compiled

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simulator.errors import InputError
-from simulator.routing.importers import import_jsonl, open_trace, recognise
+from simulator.routing.importers import assemble, import_jsonl, jsonl, open_trace, recognise
 from simulator.routing.stats import trace_statistics
 from simulator.routing.trace import UNKNOWN, iter_blocks, read_info
 
@@ -134,7 +136,7 @@ def test_nothing_but_a_profiling_run(tmp_path):
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ('{"problem_id": 0, "lay', "not JSON: "),
+        ('{"problem_id": 0, "lay\n', "not JSON: "),
         ("[1]\n", "must be a JSON object with problem_id, layer, experts, token_idx"),
         ('{"problem_id": 0}\n', "'layer' is missing"),
         (line(0, -1, 0, [1]), "layer: -1 is not a whole number 0..4095"),
@@ -152,8 +154,19 @@ def test_lines_that_are_wrong(tmp_path, text, what):
         imported(tmp_path, [*one_problem(0, 2), text])
     assert str(caught.value).startswith(f"{tmp_path}/log.jsonl:5: {what}")
     assert "\n" not in str(caught.value)
-    assert ("cut short" in str(caught.value)) == (not text.endswith("\n"))
     assert not (tmp_path / "t.parquet").exists()
+
+
+def test_a_last_line_cut_short_is_dropped_and_said(tmp_path):
+    report, (request, position, _) = imported(
+        tmp_path, [*one_problem(0, 2), '{"problem_id": 0, "l']
+    )
+    assert (request, position) == ([0, 0], [0, 1])
+    said = "dropped the last line: the file is cut short; what comes before is kept"
+    assert said in report.lines()
+    # A last line that is whole but for its newline is kept.
+    report, _ = imported(tmp_path, [*one_problem(0, 2), line(0, 0, 2, [1, 2]).rstrip()])
+    assert (report.tokens, report.lines_cut) == (3, 0)
 
 
 def test_experts_as_given(tmp_path):
@@ -248,3 +261,62 @@ def test_the_recorded_mixtral_log():
                     cache.popitem(last=False)
     assert accesses == 2 * 7889
     assert hits / accesses == pytest.approx(0.571, abs=0.0005)
+
+
+RECORD = st.fixed_dictionaries(
+    {
+        "problem_id": st.one_of(st.integers(-2, 3), st.sampled_from(["a", "1", "é", None])),
+        "layer": st.integers(0, 3),
+        "token_idx": st.integers(0, 6),
+        "experts": st.lists(st.integers(-1, 9), min_size=1, max_size=4),
+    },
+    optional={"extra": st.recursive(st.none(), lambda part: st.lists(part, max_size=2))},
+)
+
+
+@given(records=st.lists(RECORD, min_size=1, max_size=30), blank=st.booleans())
+def test_both_ways_of_reading_lines_agree(tmp_path_factory, records, blank):
+    """Arrow's reader of whole chunks, and the checked reading line by line."""
+    folder = tmp_path_factory.mktemp("both")
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    lines[1:1] = ["\n"] if blank else []
+    (folder / "log.jsonl").write_text("".join(lines))
+    outcomes = []
+    for name in ("arrow", "lines"):
+        target = folder / f"{name}.parquet"
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "lines":
+                patch.setattr(jsonl, "_fast", lambda state, text: None)
+            try:
+                report = import_jsonl(folder / "log.jsonl", target)
+                blocks = [
+                    (b.request.tolist(), b.position.tolist(), b.experts.tolist())
+                    for b in iter_blocks(target)
+                ]
+                outcomes.append((report.lines(), blocks))
+            except InputError as error:
+                outcomes.append((str(error), []))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_profiling_run_of_several_requests(tmp_path):
+    dummy = [line(f"d{n}", la, t, [1, 2]) for n in range(5) for la in range(2) for t in range(300)]
+    real = one_problem("a", 5) + [line("b", la, t, [3, 4]) for la in range(2) for t in range(1200)]
+    report, trace = imported(tmp_path, dummy + real)
+    # A run of equal tokens later on is real: nothing but the start is looked at.
+    assert trace == imported(tmp_path, real)[1]
+    assert (report.tokens_trimmed, report.requests_trimmed, report.requests) == (1500, 5, 2)
+
+
+@pytest.mark.parametrize("size", [300, 1000])
+def test_chunks_and_buckets_change_nothing(tmp_path, monkeypatch, size):
+    dummy = [line("w", la, t, [1, 2]) for t in range(1500) for la in range(2)]
+    text = [*dummy, *one_problem("w", 7), "\n", *one_problem("b", 40), *one_problem("c", 9)]
+    expected, trace = imported(tmp_path, text)
+    monkeypatch.setattr(jsonl, "CHUNK_BYTES", size)
+    monkeypatch.setattr(assemble.Spill.__init__, "__defaults__", (64,))
+    monkeypatch.setattr(assemble, "ROW_IDS", 40)
+    report, cut = imported(tmp_path, text)
+    assert cut == trace
+    assert report.lines() == expected.lines()
+    assert report.tokens_trimmed == 1500 - 7

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.routing.laws import uniform
-from simulator.routing.traffic import expert_sequence, traffic, traffic_fetch
+from simulator.routing.traffic import (
+    Copies,
+    expert_sequence,
+    pick_slots,
+    rows_of_experts,
+    traffic,
+    traffic_fetch,
+)
 
 
 @st.composite
@@ -192,3 +199,127 @@ def test_under_uniform_routing_a_token_visits_a_gpu_as_often_as_theory_says(expe
     # Without deduplication it is the mean number of choices.
     all_of_them = traffic(np.ascontiguousarray(ids), source, owner, gpus, gpus, False)[1]
     assert all_of_them.sum() == gpus * each * k
+
+
+# --- experts with copies ------------------------------------------------------------------
+
+
+@st.composite
+def copied(draw):
+    """Random (ids, source_gpu, copies, ep): every expert on one or more GPUs of each group."""
+    groups, ep = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    experts = draw(st.integers(1, 9))
+    k, tokens = draw(st.integers(1, experts)), draw(st.integers(0, 30))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    ids = np.argsort(rng.random((tokens, experts)), axis=1)[:, :k].astype(np.int16)
+    ids[rng.random(ids.shape) < draw(st.sampled_from([0.0, 0.2]))] = -1
+    source_gpu = np.sort(rng.integers(0, groups * ep, tokens)).astype(np.int32)
+    held = [rng.permutation(ep)[: rng.integers(1, ep + 1)] for _ in range(experts)]
+    expert_of = np.repeat(np.arange(experts), [len(h) for h in held]).astype(np.int32)
+    owner = np.concatenate(held).astype(np.int32)
+    order = rng.permutation(len(owner))
+    expert_of, owner = expert_of[order], owner[order]
+    slots = np.argsort(expert_of, kind="stable").astype(np.int16)
+    ptr = np.concatenate(([0], np.cumsum(np.bincount(expert_of, minlength=experts))))
+    nearest = np.array(
+        [
+            [rng.choice(slots[ptr[e] : ptr[e + 1]]) for e in range(experts)]
+            for _ in range(groups * ep)
+        ]
+    )
+    least = draw(st.booleans())
+    given_ = (expert_of, owner, nearest.astype(np.int16), ptr.astype(np.int32), slots, least)
+    return ids, source_gpu, Copies(*given_), ep
+
+
+def picked_by_hand(ids, source_gpu, copies, ep):
+    """The GPU of each choice, token after token."""
+    rows = [0] * len(copies.nearest)
+    found = []
+    for token, source in zip(ids.tolist(), source_gpu.tolist(), strict=True):
+        first = source // ep * ep
+        targets = []
+        for expert in token:
+            if expert < 0:
+                targets.append(None)
+                continue
+            best = first + int(copies.owner[copies.nearest[source, expert]])
+            if copies.least_loaded:
+                a, b = int(copies.ptr[expert]), int(copies.ptr[expert + 1])
+                others = [first + int(copies.owner[slot]) for slot in copies.slots[a:b]]
+                least = min(rows[gpu] for gpu in others)
+                if rows[best] > least:
+                    best = next(gpu for gpu in others if rows[gpu] == least)
+                rows[best] += 1
+            targets.append(best)
+        found.append(targets)
+    return found
+
+
+@given(copied(), st.booleans())
+def test_copies_as_counted_by_hand(case, deduplicate):
+    ids, source_gpu, copies, ep = case
+    gpus, experts = copies.nearest.shape
+    slots = pick_slots(*case)
+    counted = traffic(slots, source_gpu, copies.owner, ep, gpus, deduplicate)
+    rows, pairs = rows_of_experts(counted[0], copies, ep), counted[1]
+    wanted_rows = np.zeros((gpus, experts), dtype=int)
+    wanted_pairs = np.zeros((gpus, gpus), dtype=int)
+    needed: list[list[int]] = [[] for _ in range(gpus)]
+    targets = picked_by_hand(*case)
+    for token, there, source in zip(ids.tolist(), targets, source_gpu.tolist(), strict=True):
+        sent = [gpu for gpu in there if gpu is not None]
+        for expert, gpu in zip(token, there, strict=True):
+            if gpu is not None:
+                wanted_rows[gpu, expert] += 1
+                if expert not in needed[gpu]:
+                    needed[gpu].append(expert)
+        for gpu in set(sent) if deduplicate else sent:
+            wanted_pairs[source, gpu] += 1
+    assert rows.tolist() == wanted_rows.tolist()
+    assert pairs.tolist() == wanted_pairs.tolist()
+    assert rows.sum() == (ids >= 0).sum(), "every choice is computed once"
+    ptr, order = expert_sequence(slots, source_gpu, counted[0], copies.owner, ep)
+    in_order = copies.expert_of[order]
+    assert [in_order[a:b].tolist() for a, b in itertools.pairwise(ptr)] == needed
+
+
+def test_the_least_loaded_of_two_copies_worked_out():
+    # Expert 0 in slots 0 (GPU 0) and 2 (GPU 1), expert 1 in slot 1 (GPU 0); all tokens on GPU 0.
+    copies = Copies(
+        np.array([0, 1, 0], dtype=np.int32),
+        np.array([0, 0, 1], dtype=np.int32),
+        np.array([[0, 1], [2, 1]], dtype=np.int16),
+        np.array([0, 2, 3], dtype=np.int32),
+        np.array([0, 2, 1], dtype=np.int16),
+        True,
+    )
+    ids = np.array([[0, 1], [0, -1], [0, 1], [0, -1]], dtype=np.int16)
+    source = np.zeros(4, dtype=np.int32)
+    # GPU 0 has 0, then 2 rows: the second token goes to GPU 1 (0 < 2), the third too (1 < 2); then
+    # GPU 0 gets expert 1 again, and GPU 1 has fewer (2 < 3).
+    assert pick_slots(ids, source, copies, 2).tolist() == [[0, 1], [2, -1], [2, 1], [2, -1]]
+    near = copies._replace(least_loaded=False)
+    assert pick_slots(ids, source, near, 2)[:, 0].tolist() == [0, 0, 0, 0]
+    assert pick_slots(ids, source + np.int32(1), near, 2)[:, 0].tolist() == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("ids", "source", "what"),
+    [
+        ([[0], [5]], [0, 1], "not below the number of experts"),
+        ([[0], [1]], [1, 0], "must not decrease"),
+        ([[0], [1]], [0, 2], "0..gpus-1"),
+    ],
+)
+def test_ids_that_do_not_fit_the_copies_are_refused(ids, source, what):
+    copies = Copies(
+        np.array([0, 1, 0], dtype=np.int32),
+        np.array([0, 0, 1], dtype=np.int32),
+        np.array([[0, 1], [2, 1]], dtype=np.int16),
+        np.array([0, 2, 3], dtype=np.int32),
+        np.array([0, 2, 1], dtype=np.int16),
+        False,
+    )
+    with pytest.raises(ValueError, match=what):
+        pick_slots(np.array(ids, dtype=np.int16), np.array(source, dtype=np.int32), copies, 2)
