@@ -12,11 +12,14 @@ from statistics import median
 
 import numpy as np
 
+from simulator.engine.homes import Near, homes_of
+from simulator.policies.placement import Placement
 from simulator.routing.laws import uniform
 from simulator.routing.trace import GENERATED, TraceWriter
-from simulator.routing.traffic import traffic
+from simulator.routing.traffic import Copies, pick_slots, rows_of_experts, traffic
 
 TOKENS, TOP_K, EXPERTS, GPUS = 1_000_000, 8, 256, 64
+COPIES = 64
 REPEATS = 9
 
 TRACE_LAYERS, TRACE_K, TRACE_EXPERTS = 36, 4, 128
@@ -63,14 +66,46 @@ def measure_traffic() -> list[tuple[str, float, str]]:
         raise ValueError("the kernel and the bincount count differently")
     bare: list[float] = []
     ours: list[float] = []
+    copied: list[float] = []
+    least: list[float] = []
+    copies = _copies()
+    loaded = copies._replace(least_loaded=True)
+    for one in (copies, loaded):
+        if not np.array_equal(_copied(ids, source_gpu, one).sum(axis=0), rows.sum(axis=0)):
+            raise ValueError("with copies other choices are counted")
     for _ in range(REPEATS):
         bare.append(_seconds(lambda: np.bincount(wide)))
         ours.append(_seconds(lambda: traffic(ids, source_gpu, owner, GPUS, GPUS, True)))
+        copied.append(_seconds(lambda: _copied(ids, source_gpu, copies)))
+        least.append(_seconds(lambda: _copied(ids, source_gpu, loaded)))
     return [
         ("bincount of 8 M int64 ids (ms)", 1e3 * median(bare), ""),
         ("same ids to rows and deduplicated pairs (ms)", 1e3 * median(ours), ""),
         ("ids to matrices / bare bincount", median(ours) / median(bare), "<= 2"),
+        (f"the same, {COPIES} copies, nearest / bare", median(copied) / median(bare), ""),
+        (f"the same, {COPIES} copies, least loaded / bare", median(least) / median(bare), ""),
     ]
+
+
+def _copies() -> Copies:
+    """Experts in order on nodes of 8 GPUs, and a second copy of the first ones on other GPUs."""
+    expert_of = np.concatenate([np.arange(EXPERTS), np.arange(COPIES)])
+    gpu = np.concatenate([np.arange(EXPERTS) * GPUS // EXPERTS, np.arange(COPIES) % GPUS])
+    order = np.argsort(gpu, kind="stable")
+    placement = Placement(expert_of[None, order].astype(np.int32), gpu[order].astype(np.int32))
+    node = np.arange(GPUS, dtype=np.int32) // 8
+    cost = np.where(node[:, None] == node[None, :], 1.0, 2.0)
+    homes, _ = homes_of(placement, EXPERTS, Near(node, cost, np.zeros_like(cost)), 1.0, False)
+    if homes[0].copies is None:
+        raise ValueError("no expert has copies")
+    return homes[0].copies
+
+
+def _copied(ids: np.ndarray, source_gpu: np.ndarray, copies: Copies) -> np.ndarray:
+    slots = pick_slots(ids, source_gpu, copies, GPUS)
+    return rows_of_experts(
+        traffic(slots, source_gpu, copies.owner, GPUS, GPUS, True)[0], copies, GPUS
+    )
 
 
 def measure_replay() -> list[tuple[str, float, str]]:

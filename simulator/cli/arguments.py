@@ -195,14 +195,18 @@ def validate(parser: Parser) -> None:
 
 def study(parser: Parser) -> None:
     """`study`."""
-    parser.add_argument("name", metavar="NAME", help="prophet, large-ep or layerwise")
+    parser.add_argument(
+        "name", metavar="NAME", help="prophet, large-ep, layerwise, mlperf-summarization or cache"
+    )
     parser.add_argument(
         "--out",
         metavar="DIR",
         help="write tables, figures, summaries and a log to this new directory",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="fewer steps and a coarser sensitivity"
+        "--quick",
+        action="store_true",
+        help="fewer steps, a coarser sensitivity; cache: fewer policies",
     )
     parser.add_argument(
         "--set",
@@ -210,11 +214,21 @@ def study(parser: Parser) -> None:
         default=[],
         metavar="KEY.PATH=VALUE",
         dest="overrides",
-        help="replace one key of the study, as in --set systems.8xA100.price=$2/h; may be repeated",
+        help="replace one key of the study (cache: of the workload or topology), as in --set "
+        "systems.8xA100.price=$2/h; may be repeated",
     )
     parser.add_argument(
         "--workers", type=_whole, metavar="N", help="processes (default: one per core)"
     )
+    for flag, metavar, text in (
+        ("--topology", "T", "the cluster: a shipped name or a path"),
+        ("--workload", "W", "the model and its traffic: a shipped name or a path"),
+        ("--routing", "TRACE|LAW", "in place of the workload's"),
+        ("--eviction", "LIST", "policies, as in lru,lfu,belady (default: all)"),
+        ("--prefetch", "LIST", "predictors, as in none,markov,oracle:2 (default: the usual ones)"),
+    ):
+        parser.add_argument(flag, metavar=metavar, help=f"cache: {text}")
+    parser.add_argument("--seed", type=_whole, metavar="N", help="cache: of all random draws")
     _add_json(parser, "print the claims as a list of rows as JSON")
 
 
@@ -224,14 +238,14 @@ def list_(parser: Parser) -> None:
         "what",
         nargs="?",
         metavar="WHAT",
-        help="topologies, workloads, transports, traces, gpus or policies (default all)",
+        help="topologies, workloads, transports, traces, studies, gpus or policies (default all)",
     )
     _add_json(parser, "print a list of rows as JSON")
 
 
 def show(parser: Parser) -> None:
     """`show`."""
-    parser.add_argument("what", metavar="WHAT", help="topology, workload, gpu or plan")
+    parser.add_argument("what", metavar="WHAT", help="topology, workload, gpu, requests or plan")
     parser.add_argument(
         "name", metavar="NAME", nargs="?", help="a shipped name, or a path (not for a plan)"
     )
@@ -267,7 +281,12 @@ def analyze(parser: Parser) -> None:
 
 def import_(parser: Parser) -> None:
     """`import`."""
-    parser.add_argument("kind", metavar="KIND", help="jsonl, nccl-topo, nvidia-smi, astra-network")
+    parser.add_argument(
+        "kind",
+        metavar="KIND",
+        help="a recording: jsonl, csv, sglang, vllm, huggingface, tensorrt-llm, loads, or auto (by "
+        "the file's content); a machine: nccl-topo, nvidia-smi, astra-network",
+    )
     parser.add_argument("file", metavar="FILE", help="the file to convert")
     parser.add_argument(
         "-o", "--output", required=True, metavar="OUT", help="the trace or topology to write"
@@ -276,11 +295,24 @@ def import_(parser: Parser) -> None:
         "--experts",
         type=_whole,
         metavar="N",
-        help="jsonl: experts of the model (default: by the largest id in the file)",
+        help="of a recording: experts of the model (default: by the largest id in the file)",
     )
     parser.add_argument(
-        "--model", metavar="NAME", help="jsonl: the model's name, to be kept in the trace"
+        "--model", metavar="NAME", help="of a recording: the model's name, kept in the trace"
     )
+    parser.add_argument(
+        "--top-k",
+        type=_whole,
+        metavar="K",
+        help="huggingface, loads: experts per token, where the file does not tell (default 8)",
+    )
+    parser.add_argument(
+        "--tokens",
+        type=_whole,
+        metavar="N",
+        help="loads: how many tokens to draw (default 4096)",
+    )
+    parser.add_argument("--seed", type=_whole, metavar="N", help="loads: of the draws (default 0)")
     parser.add_argument(
         "--gpu",
         metavar="NAME",
@@ -297,12 +329,6 @@ def import_(parser: Parser) -> None:
         metavar="SPEED",
         help="with --nodes: speed of every NIC, as in 400 Gb/s (default: what the file says)",
     )
-
-
-def routing_stats(parser: Parser) -> None:
-    """`routing-stats`."""
-    parser.add_argument("trace", metavar="TRACE", help="a shipped name or a path")
-    _add_json(parser, "print one JSON object")
 
 
 def _add_network(parser: Parser) -> None:

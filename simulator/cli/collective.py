@@ -222,7 +222,7 @@ def _token_rows(
     wanted: Asked, cluster: Cluster, transport: Transport, names: list[str], say: Say
 ) -> Iterator[tuple[Row, Time]]:
     from simulator.engine.transport import count_tokens, lay_tokens, token_bytes
-    from simulator.policies.placement import contiguous
+    from simulator.policies.placement import contiguous_owner
 
     ranks = cluster.ranks
     if wanted.experts < ranks.size:
@@ -230,7 +230,7 @@ def _token_rows(
             f"--experts {wanted.experts} on {ranks.size} ranks: every rank needs one; "
             "write more experts, or fewer ranks with --ranks"
         )
-    owner = contiguous(wanted.experts, ranks.size)
+    owner = contiguous_owner(wanted.experts, ranks.size)
     draw = _drawing(wanted, ranks.size, say)
     for tokens in wanted.points:
         counts = count_tokens(cluster, transport, *draw(tokens), owner)
@@ -267,17 +267,22 @@ def _speeds(op: str, ranks: int, size: float, algorithm: str, time: Time) -> Row
 
 def _drawing(wanted: Asked, ranks: int, say: Say) -> Callable[[int], tuple[Any, Any]]:
     """A function from tokens per rank to (ids int16 [tokens, k], source rank int32 [tokens])."""
-    from simulator.routing.batches import check_trace, replay, synthesize
+    from simulator.routing.batches import check_trace, replay
     from simulator.spec.choices import FAMILIES, routing_law
 
     if routing_law(wanted.routing) is None:
         from simulator.routing.importers import open_trace
+        from simulator.routing.loads import law_of
         from simulator.routing.trace import read_info
         from simulator.spec.find import find, missing, shipped
 
         if wanted.routing not in shipped("trace") and not _is_file(wanted.routing):
             raise InputError(missing("trace", wanted.routing, tuple(FAMILIES["routing"])))
-        path = open_trace(find("trace", wanted.routing), say)
+        found = find("trace", wanted.routing)
+        law = law_of(wanted.routing, found)
+        if law is not None:
+            return _law_draws(law, wanted, ranks)
+        path = open_trace(found, say)
         check_trace(read_info(path), wanted.experts, wanted.topk, path)
 
         def replayed(tokens: int) -> tuple[Any, Any]:
@@ -286,9 +291,15 @@ def _drawing(wanted: Asked, ranks: int, say: Say) -> Callable[[int], tuple[Any, 
 
         return replayed
 
+    return _law_draws(wanted.routing, wanted, ranks)
+
+
+def _law_draws(law: str, wanted: Asked, ranks: int) -> Callable[[int], tuple[Any, Any]]:
+    from simulator.routing.batches import synthesize
+
     def drawn(tokens: int) -> tuple[Any, Any]:
         given = (wanted.experts, wanted.topk, wanted.seed)
-        batch = next(synthesize(wanted.routing, ranks, tokens, "decode", 1, *given))
+        batch = next(synthesize(law, ranks, tokens, "decode", 1, *given))
         return batch.layer_ids(0), batch.source_gpu
 
     return drawn

@@ -199,9 +199,10 @@ def validate(options: Namespace) -> None:
 
 def study(options: Namespace) -> None:
     """Run a named study, print what it found and keep its files."""
-    from simulator.cli.study import named
+    from simulator.cli.study import named, refuse_others
 
     run = named(options.name)
+    refuse_others(options)
     if options.workers == 0:
         raise InputError("--workers 0: at least one process")
 
@@ -248,17 +249,19 @@ def import_(options: Namespace) -> None:
     from simulator.cluster.astra import import_astra
     from simulator.cluster.nccl_xml import import_nccl
     from simulator.cluster.nvidia_smi import import_smi
-    from simulator.routing.importers import IMPORTERS
+    from simulator.routing.importers import IMPORTERS, import_any
     from simulator.spec.units import did_you_mean
 
     machines = {"nccl-topo": import_nccl, "nvidia-smi": import_smi, "astra-network": import_astra}
-    known = [*IMPORTERS, *machines]
+    known = ["auto", *IMPORTERS, *machines]
     if options.kind not in known:
         hint = did_you_mean(options.kind, known)
         raise InputError(f"import: no kind {options.kind!r}{hint}; known: {', '.join(known)}")
     reads_machine = options.kind in machines
-    for flag in ("experts", "model") if reads_machine else ("gpu", "nodes", "nic"):
-        if getattr(options, flag) is not None:
+    routing = ("experts", "model", "top_k", "tokens", "seed")
+    for name in routing if reads_machine else ("gpu", "nodes", "nic"):
+        if getattr(options, name) is not None:
+            flag = name.replace("_", "-")
             raise InputError(f"import {options.kind}: --{flag} does not go with it; leave it out")
     if reads_machine:
         nodes = 1 if options.nodes is None else options.nodes
@@ -267,47 +270,18 @@ def import_(options: Namespace) -> None:
         read = machines[options.kind]
         lines = read(options.file, options.output, gpu=options.gpu, nodes=nodes, nic=options.nic)
     else:
-        convert = IMPORTERS[options.kind]
-        report = convert(options.file, options.output, experts=options.experts, model=options.model)
+        report = import_any(
+            options.kind,
+            options.file,
+            options.output,
+            experts=options.experts,
+            model=options.model,
+            k=options.top_k,
+            tokens=options.tokens,
+            seed=options.seed,
+        )
         lines = report.lines()
     print("\n".join([f"{options.file} -> {options.output}", *lines]))
-
-
-def routing_stats(options: Namespace) -> None:
-    """Print the statistics of a trace, layer by layer."""
-    from simulator.api import announced_compilation
-    from simulator.results.summary import number, percent
-    from simulator.routing.importers import open_trace
-    from simulator.routing.stats import trace_statistics
-    from simulator.spec.find import find
-
-    path = open_trace(find("trace", options.trace), _say)
-    with announced_compilation(_say):
-        found = trace_statistics(path)
-    if options.json:
-        _print_json(found)
-        return
-    print(
-        f"{found['tokens']:,} tokens of {found['requests']:,} requests; {found['layers']} layers, "
-        f"top-{found['k']} of {found['experts']} experts"
-    )
-    print(f"load      hottest expert {number(found['max_over_mean'])} x the mean (1 if uniform)")
-    print(
-        f"overlap   {percent(found['overlap'])} of a token's experts were the last token's "
-        f"({percent(found['uniform_overlap'])} if uniform)\n"
-    )
-    header = ("layer", "recorded", "max_over_mean", "unused_experts", "overlap")
-    rows = [
-        (
-            str(row["layer"]),
-            f"{row['recorded']:,}",
-            number(row["max_over_mean"]),
-            str(row["unused_experts"]),
-            percent(row["overlap"]),
-        )
-        for row in found["per_layer"]
-    ]
-    print(lay_out(header, rows, right=range(5)))
 
 
 def list_(options: Namespace) -> None:
@@ -391,8 +365,8 @@ def _width() -> int:
 
 
 @contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int], None] | None]:
-    """A function to be told of steps done, which draws a bar; None if stderr is no terminal."""
+def _progress_bar(unit: str = "step") -> Iterator[Callable[[int, int], None] | None]:
+    """A function to be told of units done, which draws a bar; None if stderr is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -402,7 +376,7 @@ def _progress_bar() -> Iterator[Callable[[int, int], None] | None]:
         if not bars:
             from tqdm import tqdm
 
-            bars.append(tqdm(total=total, unit="step", leave=False, dynamic_ncols=True))
+            bars.append(tqdm(total=total, unit=unit, leave=False, dynamic_ncols=True))
         bars[0].update(done - bars[0].n)
 
     try:

@@ -54,6 +54,18 @@ def traces() -> Rows:
     return rows
 
 
+def studies() -> Rows:
+    """Shipped what-if studies."""
+    from simulator.spec.document import read_document
+    from simulator.spec.find import find, shipped
+
+    rows = []
+    for name in shipped("study"):
+        path = find("study", name)
+        rows.append((name, str(read_document(path, path.name).data["question"])))
+    return rows
+
+
 def gpus() -> Rows:
     """The GPU catalogue."""
     from simulator.spec import catalogue
@@ -91,6 +103,7 @@ LISTS: dict[str, Callable[[], Rows]] = {
     "workloads": workloads,
     "transports": transports,
     "traces": traces,
+    "studies": studies,
     "gpus": gpus,
     "policies": policies,
 }

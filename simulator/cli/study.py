@@ -74,6 +74,63 @@ def layerwise(options: Namespace, progress: Progress | None, say: Say) -> Told:
     return _told(options, say, run)
 
 
+def deepseek_v3(options: Namespace, progress: Progress | None, say: Say) -> Told:
+    """DeepSeek-V3's prefill EP32 and decode EP72, beside published deployments."""
+    from simulator.studies.deepseek_v3_spec import load_study, recorded
+
+    study = load_study(options.overrides)
+    routing = None if options.routing is None else recorded(options.routing)
+
+    def run() -> object:
+        from simulator.studies.deepseek_v3 import run_study
+
+        return run_study(study, options.quick, progress, options.workers, routing)
+
+    return _told(options, say, run)
+
+
+def mlperf(options: Namespace, progress: Progress | None, say: Say) -> Told:
+    """An inference service of two nodes, as published and as simulated."""
+    from simulator.studies.mlperf_spec import load_study
+
+    study = load_study(options.overrides)
+
+    def run() -> object:
+        from simulator.studies.mlperf import run_study
+
+        return run_study(study, options.quick, progress, options.workers)
+
+    return _told(options, say, run)
+
+
+def cache(options: Namespace, progress: Progress | None, say: Say) -> Told:
+    """Eviction x prefetch of a workload on a topology."""
+    from simulator.studies import cache as study
+
+    if options.topology is None or options.workload is None:
+        raise InputError("study cache: write --topology T and --workload W")
+    quick = options.quick
+    evictions = _listed(options.eviction, study.QUICK_EVICTIONS if quick else study.EVICTIONS)
+    ahead = _listed(options.prefetch, study.QUICK_PREFETCHERS if quick else study.PREFETCHERS)
+    where = (options.topology, options.workload, options.overrides, options.routing)
+    out = None if options.out is None else Path(options.out)
+    if out is not None:
+        study.refuse_existing(out)
+    asked = study.question(*where, options.seed or 0, evictions, ahead)
+    found = study.run_study(asked, progress, options.workers)
+    if out is not None:
+        study.write(found, out)
+        say(f"kept in {out}")
+    return Told(study.render(found), study.flat(found))
+
+
+def _listed(given: str | None, otherwise: tuple[str, ...]) -> tuple[str, ...]:
+    """Names with commas between them."""
+    if given is None:
+        return otherwise
+    return tuple(dict.fromkeys(name.strip() for name in given.split(",")))
+
+
 def _told(options: Namespace, say: Say, run: Callable[[], object]) -> Told:
     """Run a study that gives a `Report`, keep its files, and tell it."""
     from simulator.studies import strategy_report as reports
@@ -89,7 +146,19 @@ def _told(options: Namespace, say: Say, run: Callable[[], object]) -> Told:
     return Told(reports.render(report), reports.flat(report))
 
 
-STUDIES: dict[str, Run] = {"prophet": prophet, "large-ep": large_ep, "layerwise": layerwise}
+STUDIES: dict[str, Run] = {
+    "prophet": prophet,
+    "large-ep": large_ep,
+    "layerwise": layerwise,
+    "mlperf-summarization": mlperf,
+    "deepseek-v3": deepseek_v3,
+    "cache": cache,
+}
+
+OF_CACHE = ("topology", "workload", "routing", "eviction", "prefetch", "seed")
+"""Options that not every study has."""
+SOME = {"cache": OF_CACHE, "deepseek-v3": ("routing",)}
+"""Studies that have some of them."""
 
 
 def named(name: str) -> Run:
@@ -100,3 +169,12 @@ def named(name: str) -> Run:
         hint = did_you_mean(name, [*STUDIES])
         raise InputError(f"study: no {name!r}{hint}; known: {', '.join(STUDIES)}")
     return STUDIES[name]
+
+
+def refuse_others(options: Namespace) -> None:
+    """Raise InputError for options that the study does not have."""
+    mine = SOME.get(options.name, ())
+    for flag in OF_CACHE:
+        if flag not in mine and getattr(options, flag) is not None:
+            others = " and ".join(name for name, flags in SOME.items() if flag in flags)
+            raise InputError(f"study {options.name}: --{flag} goes with study {others}; leave it out")

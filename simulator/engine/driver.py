@@ -35,10 +35,12 @@ class Driver:
         edges: Ints,
         epsilon: float = 0.0,
         collectives: int = 0,
+        at_once: int = AT_ONCE,
     ) -> None:
         """`laid`: operations of the fixed part; `edges` int32 [edges, 2]: (from, to) within it,
         sorted by from; `epsilon`: what would end within that fraction of its time ends together;
-        `collectives`: how many may be on the wire at once as one flow each.
+        `collectives`: how many may be on the wire at once as one flow each; `at_once`: transfers
+        on one route at a time.
         """
         self.env = env
         self.on_end: Callable[[list[int]], None] = lambda _: None
@@ -51,14 +53,14 @@ class Driver:
         sizes[core.MORE] = 256
         sizes[core.STREAMS] = streams
         sizes[core.FLOWS] = 256
-        at_once = np.full(wires.routes, AT_ONCE)
-        links.size(sizes, wires, at_once, collectives)
+        on_routes = np.full(wires.routes, at_once)
+        links.size(sizes, wires, on_routes, collectives)
         self._wires = wires
         self._epsilon = epsilon
         self._collectives = collectives
         self._allocate(_with_room(sizes))
         net = self.net
-        links.connect(net, wires, at_once, epsilon, collectives)
+        links.connect(net, wires, on_routes, epsilon, collectives)
         net.stream_i[:, : core.TELL_IDLE] = -1
         net.edge_ptr[1:] = np.cumsum(np.bincount(edges[:, 0], minlength=laid))
         net.edge_to[:] = edges[:, 1]
@@ -138,6 +140,14 @@ class Driver:
         taken = self._ids[-number:]
         del self._ids[-number:]
         return taken
+
+    def release(self, op: int) -> None:
+        """An added operation has ended and nothing waits for it: its number is free again."""
+        self._ids.append(op)
+
+    def room(self, flows: int) -> None:
+        """Make room for so many transfers at once."""
+        self._need({core.FLOWS: flows})
 
     def add(
         self,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.model.plan import Plan, Stage
-from simulator.policies.placement import PLACEMENTS
+from simulator.policies.placement import contiguous_owner
 from simulator.routing.batches import Batch
 from simulator.routing.traffic import traffic
 
@@ -147,7 +147,7 @@ def _chunk(portion: Portion, chunk: int) -> Portion:
 
 @cache
 def _owner(experts: int, ep: int) -> Int32s:
-    return PLACEMENTS["contiguous"](experts, ep)
+    return contiguous_owner(experts, ep)
 
 
 def passed_tokens(

@@ -29,20 +29,27 @@ def _in_order(records: Records) -> Records:
 
 
 def read_fetches(
-    told: Sequence[tuple[int, Slot, bool]], dense: int, expert_bytes: float
+    told: Sequence[tuple[int, Slot, bool]],
+    dense: int,
+    expert_bytes: float,
+    origin: NDArray[np.int32],
 ) -> Records:
     """Spans of fetches given as (GPU, slot, whether it was used), in order of completion.
 
-    `dense` layers come before the first MoE layer.
+    `dense` layers come before the first MoE layer; expert_bytes: of an expert of size 1; origin:
+    int32 [routes], the GPU at which each begins, -1: host memory.
     """
     records = np.zeros(len(told), dtype=spans.RECORD)
     if not told:
         return records
     whole = np.array(
-        [(s.step, s.microbatch, s.layer, gpu, s.prefetch, s.expert, used) for gpu, s, used in told],
+        [
+            (s.step, s.microbatch, s.layer, gpu, s.prefetch, s.expert, used, s.route)
+            for gpu, s, used in told
+        ],
         dtype=np.int64,
     )
-    times = np.array([(s.start_s, s.end_s, s.asked_s) for _, s, _ in told])
+    times = np.array([(s.start_s, s.end_s, s.asked_s, s.size) for _, s, _ in told])
     prefetch = whole[:, 4] == 1
     records["step"] = whole[:, 0]
     records["microbatch"] = np.where(prefetch, -1, whole[:, 1])
@@ -50,10 +57,10 @@ def read_fetches(
     records["gpu"] = whole[:, 3]
     records["stream"] = spans.COPY
     records["kind"] = np.where(prefetch, spans.PREFETCH, spans.DEMAND)
-    records["start_s"], records["end_s"], records["ready_s"] = times.T
-    records["peer"] = -1
+    records["start_s"], records["end_s"], records["ready_s"] = times[:, :3].T
+    records["peer"] = origin[whole[:, 7]]
     records["expert"] = whole[:, 5]
-    records["bytes"] = expert_bytes
+    records["bytes"] = expert_bytes * times[:, 3]
     records["used"] = whole[:, 6]
     return _in_order(records)
 

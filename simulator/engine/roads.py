@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cluster.graph import Graph, gpus, memory_of_host
-from simulator.cluster.routes import NETWORK, RouteTable, joined, routes_between
+from simulator.cluster.routes import NETWORK, NVLINK, RouteTable, joined, routes_between
 from simulator.engine.costs import by_kind, fixed_s
+from simulator.engine.homes import slowest_s
 from simulator.engine.layout import Layout
+from simulator.engine.ranks import ranks_of
 from simulator.engine.step import Sending
 from simulator.engine.transport import token_bytes
 from simulator.errors import InputError
@@ -25,14 +27,25 @@ class Roads(NamedTuple):
     """Routes between GPUs, and those over which weights come.
 
     between: int32 [gpus, gpus], -1 where nothing has to travel; from_host: int32 [gpus], route from
-    the memory of its host, -1 if none is needed; copy_wire_bytes: float64 [routes], bytes that a
-    copied byte puts on the links.
+    the memory of its host, -1 if none is needed; from_peer: int32 [gpus, gpus], routes over which
+    a GPU may lend weights to another, -1 where none; copy_wire_bytes, slowest_s: float64 [routes],
+    bytes that a copied byte puts on the links, and seconds that a byte takes on the slowest.
     """
 
     routes: RouteTable
     between: Ints
     from_host: Ints
+    from_peer: Ints
     copy_wire_bytes: Floats
+    slowest_s: Floats
+
+    def origin(self) -> Ints:
+        """The GPU at which each route begins, int32 [routes], -1: host memory."""
+        found = np.full(self.routes.count, -1, dtype=np.int32)
+        for table in (self.between, self.from_peer):
+            source, target = np.nonzero(table >= 0)
+            found[table[source, target]] = source
+        return found
 
     def fetched(self, layout: Layout, gpu: int, experts: int) -> list[int]:
         """Route of each expert's weights to a GPU, -1 if it holds them for good."""
@@ -69,8 +82,30 @@ def roads_of(inputs: Inputs, graph: Graph, layout: Layout) -> Roads:
         every = np.arange(len(names), dtype=np.int32)
         routes = joined(routes, routes_between(graph, nodes, every + np.int32(len(names)), every))
         from_host = every + np.int32(len(pairs))
+    from_peer = np.full((len(names), len(names)), -1, dtype=np.int32)
+    if layout.offloaded and inputs.workload.expert_home == "peer-or-host":
+        near = _lending(graph, names, layout)
+        from_peer[near[:, 0], near[:, 1]] = routes.count + np.arange(len(near), dtype=np.int32)
+        routes = joined(routes, routes_between(graph, names, near[:, 0], near[:, 1]))
     share = by_kind(inputs.workload.copy_efficiency)
-    return Roads(routes, between, from_host, 1.0 / share[routes.kind_of])
+    wire_bytes = 1.0 / share[routes.kind_of]
+    return Roads(routes, between, from_host, from_peer, wire_bytes, slowest_s(routes))
+
+
+def _lending(graph: Graph, names: list[str], layout: Layout) -> Ints:
+    """GPUs (lender, borrower) int32 [pairs, 2] of a node that NVLink joins and that may both hold
+    some expert.
+    """
+    if len(names) == 1:
+        return np.zeros((0, 2), dtype=np.int32)
+    node = ranks_of(graph).node
+    serves = layout.serves.reshape(-1, *layout.serves.shape[-2:])
+    held = serves.transpose(1, 0, 2).reshape(len(names), -1).astype(np.float32)
+    both = (held @ held.T > 0) & (node[:, None] == node[None, :])
+    np.fill_diagonal(both, False)
+    pairs = np.argwhere(both).astype(np.int32)
+    kinds = routes_between(graph, names, pairs[:, 0], pairs[:, 1]).kind_of
+    return np.asarray(pairs[kinds == NVLINK], dtype=np.int32)
 
 
 def algorithm(transport: Transport, op: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from zlib import crc32
 
 import numpy as np
 import simpy
@@ -12,26 +11,31 @@ from numpy.typing import NDArray
 
 from simulator.cluster.graph import Graph, build_graph, gpus, memory_of_host
 from simulator.engine import core
+from simulator.engine.caches import caches_of, notes_of
 from simulator.engine.driver import Driver
-from simulator.engine.layout import Layout, check_memory, layout_of
+from simulator.engine.foresight import Ahead
+from simulator.engine.homes import Near, homes_of
+from simulator.engine.layout import Layout, check_memory, gpu_memory, layout_of
 from simulator.engine.links import network_of, wires_of
-from simulator.engine.memory import ExpertMemory
-from simulator.engine.parts import Cut, cut
+from simulator.engine.parts import Cut, MicroBatch, cut
+from simulator.engine.placed import near, placement_of, plain, refuse_placing
 from simulator.engine.ranks import ranks_of
 from simulator.engine.readout import read_fetches, read_spans
+from simulator.engine.rebalance import Rebalancer, policy_of
 from simulator.engine.roads import Roads, algorithm, roads_of, sending
 from simulator.engine.shape import Shape
 from simulator.engine.step import Machine, Step
 from simulator.engine.tiers import Tiers, tiers_of
+from simulator.engine.transport import token_bytes
+from simulator.errors import InputError
 from simulator.model import sizes
 from simulator.model.compute import ComputeModel, beside
+from simulator.model.footprint import RESERVED
 from simulator.model.plan import needs_plan
 from simulator.model.speculative import queries
-from simulator.policies.eviction import EVICTIONS
-from simulator.policies.pick import pick
-from simulator.policies.prefetch import ORACLES, PREFETCHERS, Setup
 from simulator.routing.batches import Batch, ReplayState, check_trace, replay, synthesize
 from simulator.routing.importers import open_trace
+from simulator.routing.loads import law_of
 from simulator.routing.trace import read_info
 from simulator.runfiles import spans as tables
 from simulator.runfiles.rundir import RunDir
@@ -63,18 +67,36 @@ def simulate(inputs: Inputs, run: RunDir, seed: int, progress: Progress | None =
     if needs_plan(workload):
         from simulator.engine.planned import simulate_plan  # it needs what is in this module
 
+        refuse_placing(workload, "a plan of layers has its experts in order")
         return simulate_plan(inputs, run, seed, progress)
     graph = build_graph(inputs.topology)
     names = gpus(graph)
-    layout = layout_of(workload, len(names), inputs.topology.name)
+    placement, distances, placed = None, None, ""
+    if not plain(workload):
+        _check_placing(workload)
+        distances = near(inputs, graph, names)
+        placement, placed = placement_of(inputs, distances, seed)
+    layout = layout_of(workload, len(names), inputs.topology.name, placement)
+    if workload.rebalance is not None and layout.offloaded:
+        raise InputError(
+            "rebalance: moves experts that stay on their GPUs, not those that are fetched to "
+            "slots; write expert_slots: null or rebalance: null"
+        )
     memories_of = [memory_of_host(graph, name) for name in names]
     check_memory(workload, inputs.topology.gpu, layout, names, memories_of, graph)
     roads = roads_of(inputs, graph, layout)
     tiers = _tiers(workload, graph, layout)
     batches, report = routing_of(inputs, layout.gpus, layout.ep, layout.offloaded, seed)
-    how = _cut(workload, layout, tiers)
+    report.notes += notes_of(workload, layout, roads)
+    report.notes += [placed] if placed else []
+    how = _cut(workload, layout, tiers, distances)
     machine = _machine(inputs, layout, roads, how, seed)
-    route_bytes = _steps(workload, machine, batches, how, run, progress)
+    rebalancer = None
+    if distances is not None and workload.rebalance is not None:
+        driver, free = machine.driver, _free(inputs, layout)
+        rebalancer = Rebalancer(workload, layout, distances, roads, driver, how, free)
+    route_bytes = _steps(workload, machine, batches, how, run, progress, rebalancer)
+    report.notes += rebalancer.notes() if rebalancer is not None else []
     tables.write_links(
         run.links,
         [f"{a} -> {b}" for a, b in roads.routes.links],
@@ -103,9 +125,11 @@ def routing_of(
         report.notes.append(
             f"prefetch {workload.prefetch} has nothing to do: every expert is resident"
         )
-    if inputs.trace_path is None:
-        report.notes.append(f"routing drawn from the law {source}, not recorded")
-        return synthesize(source, *common, moe.experts, moe.top_k, seed), report
+    law = law_of(source, inputs.trace_path)
+    if inputs.trace_path is None or law is not None:
+        law = law or source
+        report.notes.append(f"routing drawn from the law {law}, not recorded")
+        return synthesize(law, *common, moe.experts, moe.top_k, seed), report
     path = open_trace(inputs.trace_path, report.notes.append)
     info = read_info(path)
     check_trace(info, moe.experts, moe.top_k, source)
@@ -150,28 +174,11 @@ def _machine(
         network.epsilon,
         layout.gpus // layout.ep if network.coflow else 0,
     )
-    choice = parse_choice(workload.prefetch, "prefetch")
     # Where batches overlap, a transport's kernels run beside all others, as in DeepSeek's prefill
     # (108 SMs compute, 24 communicate); without overlap a GPU computes and communicates in turn.
     overlapping = workload.overlap != "none" and layout.ep > 1 and not layout.fetch
     held = workload.transport.sms if overlapping else 0
-    memories = _memories(inputs, layout, roads, driver)
-    prefetcher = None
-    clairvoyant = False
-    if memories and choice.name != "none":
-        every = np.arange(layout.gpus, dtype=np.int32)
-        setup = Setup(
-            layers=model.layers - model.moe.first_dense_layers,
-            experts=model.moe.experts,
-            serves=layout.serves,
-            group=every if layout.fetch else every // np.int32(layout.ep),
-            slots=layout.slots,
-            argument=choice.argument,
-            rng=np.random.default_rng([seed, crc32(b"prefetch")]),
-        )
-        maker = pick("prefetch", PREFETCHERS, choice.name)
-        prefetcher = maker(setup)
-        clairvoyant = maker in {PREFETCHERS[name] for name in ORACLES}
+    caches = caches_of(inputs, layout, roads, driver, seed)
     return Machine(
         driver=driver,
         shape=shape,
@@ -189,36 +196,14 @@ def _machine(
         dispatch=sending(inputs, layout, roads, "dispatch"),
         combine=sending(inputs, layout, roads, "combine"),
         expert_bytes=sizes.expert_bytes(model),
-        memories=memories,
+        memories=caches.memories,
         resident_first=workload.expert_order == "resident-first",
-        prefetcher=prefetcher,
-        clairvoyant=clairvoyant,
+        prefetcher=caches.prefetcher,
+        clairvoyant=caches.clairvoyant,
+        depth=caches.depth,
+        foresights=caches.foresights,
+        origin=roads.origin(),
     )
-
-
-def _memories(inputs: Inputs, layout: Layout, roads: Roads, driver: Driver) -> list[ExpertMemory]:
-    """One expert memory per GPU; none if every GPU keeps all that it serves."""
-    if not layout.offloaded:
-        return []
-    workload = inputs.workload
-    model = workload.model
-    evict = pick("eviction", EVICTIONS, workload.eviction)
-    found = []
-    wire_bytes = roads.copy_wire_bytes * sizes.expert_bytes(model)
-    for gpu in range(layout.gpus):
-        sources = roads.fetched(layout, gpu, model.moe.experts)
-        found.append(
-            ExpertMemory(
-                driver,
-                2 * layout.gpus + gpu,
-                model.layers - model.moe.first_dense_layers,
-                layout.slots,
-                sources,
-                [float(wire_bytes[route]) for route in sources],
-                evict,
-            )
-        )
-    return found
 
 
 def _tiers(workload: Workload, graph: Graph, layout: Layout) -> Tiers | None:
@@ -228,12 +213,33 @@ def _tiers(workload: Workload, graph: Graph, layout: Layout) -> Tiers | None:
     return tiers_of(ranks_of(graph).node, layout.owner, layout.ep)
 
 
-def _cut(workload: Workload, layout: Layout, tiers: Tiers | None) -> Cut:
+def _check_placing(workload: Workload) -> None:
+    """Raise InputError for keys of placement that do not go with other keys."""
+    if workload.expert_access == "fetch":
+        refuse_placing(workload, "expert_access: fetch computes every expert where its tokens are")
+    if workload.rebalance is not None:
+        policy_of(workload)
+
+
+def _free(inputs: Inputs, layout: Layout) -> list[float]:
+    """Bytes free on each GPU beside what it always holds."""
+    room = inputs.topology.gpu.hbm_capacity_bytes * (1.0 - RESERVED)
+    kept = [gpu_memory(inputs.workload, layout, gpu) for gpu in range(layout.gpus)]
+    return [room - sum(parts.values()) for parts in kept]
+
+
+def _cut(workload: Workload, layout: Layout, tiers: Tiers | None, distances: Near | None) -> Cut:
     overlap = parse_choice(workload.overlap, "overlap")
+    moe = workload.model.moe
+    size = token_bytes(workload.transport, "dispatch", workload.model.hidden)
+    least_loaded = workload.replica_choice == "least-loaded"
+    homes, home_of = homes_of(layout.placement, moe.experts, distances, size, least_loaded)
+    layers = workload.model.layers - moe.first_dense_layers
     return Cut(
         gpus=layout.gpus,
         experts=workload.model.moe.experts,
-        owner=layout.owner,
+        homes=homes,
+        home_of=np.broadcast_to(home_of, layers),
         ep=layout.ep,
         fetch=layout.fetch,
         deduplicate=workload.transport.deduplicate != "none",
@@ -252,6 +258,7 @@ def _steps(
     how: Cut,
     run: RunDir,
     progress: Progress | None,
+    rebalancer: Rebalancer | None = None,
 ) -> NDArray[np.float64]:
     """Run warm-up and measured steps one after the other and write what they add up to.
 
@@ -265,14 +272,21 @@ def _steps(
     loads = np.zeros((of.layers, of.gpus, how.experts), dtype=np.int64)
     route_bytes = np.zeros(int(machine.driver.net.counts[core.ROUTES]))
     dense = np.full(machine.dense, -1, dtype=np.int32)
+
+    def cutter(batch: Batch) -> list[MicroBatch]:
+        return cut(batch, how if rebalancer is None else rebalancer.cut)
+
+    ahead = Ahead(batches, cutter, steps, machine.foresights)
     with tables.SpanWriter(run.spans) as spans, tables.AccessWriter(run.accesses) as accesses:
         for index in range(steps):
             measured = index >= traffic.warmup_steps
-            batch = next(batches)
-            microbatches = cut(batch, how)
+            batch, microbatches = ahead.next()
             step = Step(machine, index, microbatches, np.concatenate([dense, batch.layer_of]))
             starts.append(env.now)
-            env.run(until=step.run())
+            done = step.run()
+            if rebalancer is not None:
+                rebalancer.begin(index)
+            env.run(until=done)
             ends.append(env.now)
             tokens.append(batch.tokens)
             spans.extend(read_spans(step))
@@ -285,17 +299,25 @@ def _steps(
             ]
             if told:
                 size = machine.expert_bytes
-                spans.extend(read_fetches(told, machine.dense, size))
+                spans.extend(read_fetches(told, machine.dense, size, machine.origin))
                 if measured:
-                    sources = [machine.memories[gpu].sources[slot.expert] for gpu, slot, _ in told]
-                    np.add.at(route_bytes, sources, size)
+                    taken = np.array([slot.size for _, slot, _ in told]) * size
+                    np.add.at(route_bytes, [slot.route for _, slot, _ in told], taken)
             counts = step.accesses
+            for gpu, memory in enumerate(machine.memories):
+                counts[gpu, machine.dense :, -1] = memory.take_cancelled()
             gpus, layers = np.nonzero(counts.any(axis=2))
             accesses.append(index, gpus, layers, *counts[gpus, layers].T)
             if measured:
                 for microbatch in microbatches:
                     for layer in range(machine.dense, of.layers):
-                        loads[layer] += microbatch.expert_rows(step.layer_of[layer])
+                        loads[layer] += microbatch.expert_rows(layer - machine.dense)
+            if rebalancer is not None:
+                last = index == steps - 1
+                moved, routes = rebalancer.ended(index, microbatches, last, machine.dense)
+                spans.extend(moved)
+                if measured:
+                    np.add.at(route_bytes, routes, moved["bytes"])
             if progress is not None:
                 progress(index + 1, steps)
     warmup = [i < traffic.warmup_steps for i in range(steps)]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from simulator.engine import core, shape
 from simulator.engine.costs import on_wire
 from simulator.engine.driver import Driver
+from simulator.engine.foresight import Foresight
 from simulator.engine.links import Merged, Wires, merged
 from simulator.engine.memory import HIT, LATE, MISS, ExpertMemory
 from simulator.engine.parts import LayerTable, MicroBatch
@@ -56,7 +57,10 @@ class Machine:
     """All that stays the same from step to step.
 
     between: int32 [gpus, gpus] routes; dense: how many layers come before the first MoE layer;
-    expert_bytes: of the weights of one expert in one layer;
+    expert_bytes: of the weights of one expert (of size 1) in one layer; depth: for how many layers
+    ahead the prefetcher is asked;
+    foresights: what an oracle of eviction is told, one per GPU, or none; origin: int32 [routes],
+    the GPU at which each begins, -1: host memory;
     memories: one per GPU, empty if every expert that a GPU serves is always resident.
     Streams: compute of GPU g is g, communication gpus + g, copy 2 gpus + g.
     """
@@ -74,7 +78,12 @@ class Machine:
     resident_first: bool
     prefetcher: Prefetcher | None
     clairvoyant: bool
+    depth: int
+    foresights: Sequence[Foresight]
+    origin: Int32s
 
+
+FORESEEN = 3  # place of the predicted ones among the counts of accesses
 
 # Operation, expert (-1: the resident ones), rows, when the tokens were there, FLOPs, bytes, and
 # micro-batch, chunk, layer, GPU, and the GPU whose transfer came last.
@@ -82,7 +91,8 @@ ExpertKernel = tuple[int, int, int, float, float, float, int, int, int, int, int
 
 
 class Step:
-    """One step. State: the expert kernels added while it runs, and its accesses.
+    """One step. State: the expert kernels added while it runs, and its accesses: hits, late hits,
+    misses, and how many of all had been predicted.
 
     `work` float64
     [microbatches, layers, kinds, gpus, 2]: FLOPs and HBM bytes (sends: 0 and bytes sent); `rows`
@@ -100,9 +110,10 @@ class Step:
         self.index = index
         self.microbatches = microbatches
         self.layer_of: list[int] = layer_of.tolist()
+        self.table_of = [-1] * machine.dense + microbatches[0].table_of
         of = machine.shape
         self.kernels: list[ExpertKernel] = []
-        self._accesses = [[[0, 0, 0] for _ in range(of.layers)] for _ in range(of.gpus)]
+        self._accesses = [[[0, 0, 0, 0, 0] for _ in range(of.layers)] for _ in range(of.gpus)]
         self.work = np.zeros((of.microbatches, of.layers, of.kinds, of.gpus, 2))
         self.rows = np.zeros((of.microbatches, of.layers, of.kinds, of.gpus), dtype=np.int64)
         self.head_work = np.zeros((of.microbatches, of.gpus, 2))
@@ -112,7 +123,9 @@ class Step:
 
     @property
     def accesses(self) -> NDArray[np.int64]:
-        """Hits, late hits and misses, int64 [gpus, layers, 3]."""
+        """Hits, late hits, misses and predicted ones, int64 [gpus, layers, 5]; the last place is
+        for prefetches never begun.
+        """
         return np.array(self._accesses, dtype=np.int64)
 
     def run(self) -> simpy.Event:
@@ -194,15 +207,13 @@ class Step:
         chunk: int,
         tables: list[LayerTable],
     ) -> None:
-        """The expert part of a chunk; layers that replay the same recorded layer at once."""
+        """The expert part of a chunk; layers that have the same table at once."""
         m = self.machine
         of = m.shape
-        layer_of = np.array(self.layer_of)
+        table_of = np.array(self.table_of)
         gpus = np.arange(of.gpus, dtype=np.int32)
-        for recorded, table in enumerate(tables):
-            layers = np.flatnonzero(layer_of == recorded)
-            if not layers.size:
-                continue
+        for number, table in enumerate(tables):
+            layers = np.flatnonzero(table_of == number)
             arrive = of.kind(chunk, shape.RECEIVE_DISPATCH)
             for pairs, sending, send, receive in (
                 (table.pairs, m.dispatch, shape.SEND_DISPATCH, shape.RECEIVE_DISPATCH),
@@ -277,7 +288,7 @@ class Step:
         driver = m.driver
         index, layer, kind, gpu = m.shape.place(op)
         chunk = (kind - shape.CHUNK) // shape.PER_CHUNK
-        table = self.microbatches[index].chunks[chunk][self.layer_of[layer]]
+        table = self.microbatches[index].chunks[chunk][self.table_of[layer]]
         memory = m.memories[gpu]
         at = layer - m.dense
         memory.arrived(index, at)
@@ -291,6 +302,7 @@ class Step:
         counts[HIT] += len(resident)
         counts[LATE] += access.late
         counts[MISS] += len(coming) - access.late
+        counts[FORESEEN] += access.foreseen
         rows = table.rows_of[gpu]
         now = driver.env.now
         cause: int = driver.net.op_i.item(op, core.CAUSE)
@@ -302,41 +314,45 @@ class Step:
         if resident:
             mine = [rows[expert] for expert in resident]
             count = sum(mine)
-            work = m.compute.experts_by_rows(mine, min(table.tokens[gpu], count))
+            work = m.compute.experts_by_rows(mine, min(table.tokens[gpu], count), resident)
             whole += (grouped, core.TIMED, gpu, 0)
             real.append(work.seconds)
             edges += (grouped, experts)
             self.kernels.append((grouped, -1, count, now, work.flops, work.bytes, *where))
+        alone = m.compute.expert
         for expert, kernel in zip(coming, access.kernels, strict=True):
             count = rows[expert]
-            work = m.compute.expert(count)
+            seconds, flops, moved = alone(count, expert)
             whole += (kernel, core.TIMED, gpu, 0)
-            real.append(work.seconds)
+            real.append(seconds)
             edges += (kernel, experts)
-            self.kernels.append((kernel, expert, count, now, work.flops, work.bytes, *where))
+            self.kernels.append((kernel, expert, count, now, flops, moved, *where))
         driver.add(whole, real, edges, experts)
         memory.idle()
 
     def _predict(self, index: int, layer: int) -> None:
-        """All gates of a layer have spoken: ask for the next layer's experts."""
+        """All gates of a layer have spoken: ask for experts of the layers to come."""
         m = self.machine
         assert m.prefetcher is not None
         batch = self.microbatches[index]
         ids = batch.ids
         here = self.layer_of[layer]
         before = ids[:, self.layer_of[layer - 1]] if layer > m.dense else None
-        past = Past(index, layer - m.dense, ids[:, here], before, batch.expert_rows(here))
-        if layer + 1 == m.shape.layers:  # nothing follows, but the way here is to be learned
-            if not m.clairvoyant:
-                m.prefetcher(past, None)
-            return
-        following = self.layer_of[layer + 1]
-        future = Future(batch.expert_rows(following)) if m.clairvoyant else None
-        idle = (past.rows.sum(axis=1) == 0).tolist()
-        wanted = m.prefetcher(past, future)
-        for memory, experts, at_once in zip(m.memories, wanted, idle, strict=True):
-            if experts:
-                memory.prefetch(self.index, index, layer + 1 - m.dense, experts, at_once)
+        at = layer - m.dense
+        rows = batch.expert_rows(at)
+        of = (batch.source_gpu, batch.request)
+        past = Past(index, at, ids[:, here], before, rows, *of)
+        idle = (rows.sum(axis=1) == 0).tolist()
+        left = m.shape.layers - 1 - layer
+        if not left and not m.clairvoyant:  # nothing follows, but the way here is to be learned
+            m.prefetcher(past, None)
+        for ahead in range(1, min(m.depth, left) + 1):
+            target = at + ahead
+            future = Future(batch.expert_rows(target)) if m.clairvoyant else None
+            wanted = m.prefetcher(past._replace(ahead=ahead), future)
+            for memory, experts, at_once in zip(m.memories, wanted, idle, strict=True):
+                if experts or (m.depth > 1 and memory.predicts(index, target)):
+                    memory.prefetch(self.index, index, at, target, experts, at_once)
 
 
 class _Sends:

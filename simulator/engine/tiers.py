@@ -19,7 +19,7 @@ class Tiers:
     """Which GPU takes in tokens for which node.
 
     GPUs form groups of `ep` neighbours that send to each other. node: int32 [gpus]; owner: int32
-    [experts], GPU within the group; landing: `landing_of`.
+    [experts], GPU within the group, unless a layer says otherwise; landing: `landing_of`.
     """
 
     ep: int
@@ -27,17 +27,25 @@ class Tiers:
     owner: Int32s
     landing: Int32s
 
-    def sent(self, ids: NDArray[np.int16], source_gpu: Int32s, pairs: Int32s) -> Int32s:
+    def sent(
+        self,
+        ids: NDArray[np.int16],
+        source_gpu: Int32s,
+        pairs: Int32s,
+        placed: Int32s | None = None,
+    ) -> Int32s:
         """Tokens sent int32 [gpus, gpus], to other nodes and within nodes, from those that each GPU
-        needs of each, `pairs` int32 [gpus, gpus]; ids: int16 [tokens, k].
+        needs of each, `pairs` int32 [gpus, gpus]; ids: int16 [tokens, k], of experts or, with the
+        owners of slots in `placed` int32 [slots], of these.
         """
+        placed = self.owner if placed is None else placed
         gpus = len(self.node)
         nodes = np.zeros((gpus, self.landing.shape[1]), dtype=np.int32)
         for first in range(0, gpus, self.ep):
             mine = slice(*np.searchsorted(source_gpu, [first, first + self.ep]))
             there, local = np.unique(self.node[first : first + self.ep], return_inverse=True)
             here = (source_gpu[mine] - np.int32(first)).astype(np.int32)
-            owner = local.astype(np.int32)[self.owner]
+            owner = local.astype(np.int32)[placed]
             to = traffic(ids[mine], here, owner, self.ep, self.ep)[1]
             nodes[first : first + self.ep, there] = to[:, : len(there)]
         crossing, within = tiers(self.node, self.landing, pairs, nodes)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from simulator.errors import InputError
 from simulator.model import attention, kernels, sizes
+from simulator.model.attention import Asked, Parts
 from simulator.model.kernels import HOST_LAUNCH_S, NOTHING, Rates, Work
 from simulator.spec.schema import Gpu, Model
 
@@ -64,10 +65,13 @@ class ComputeModel:
         self._attention_rates = gemm_rates(gpu, sizes.dtype_of(model, "attention"))
         self._dense = gemm_rates(gpu, sizes.dtype_of(model, "dense"))
         self._single = gemm_rates(gpu, sizes.dtype_of(model, "experts"))
-        self._grouped = moe_rates(gpu, sizes.dtype_of(model, "experts"))
+        self.grouped = moe_rates(gpu, sizes.dtype_of(model, "experts"))
         self._head = gemm_rates(gpu, sizes.dtype_of(model, "lm_head"))
         self._gate = gemm_rates(gpu, sizes.dtype_of(model, "gate"))
-        self._kept: dict[tuple[str | int | bool, ...], Work] = {}
+        self._kept: dict[tuple[str | float, ...], Work] = {}
+        self._alone: dict[int, Work] = {}
+        given = model.moe.expert_sizes
+        self.sizes = None if given is None or set(given) == {1.0} else given
 
     def attention(self, rows: int, gate: bool, windowed: bool = False) -> Work:
         """Norms, projections, attention over the KV cache and, with `gate`, the router, of `rows`.
@@ -84,31 +88,50 @@ class ComputeModel:
         key = ("experts", rows, active)
         if key not in self._kept:
             each = -(-rows // max(active, 1))
-            padded = active * kernels.padded([each], self._grouped.tile)
+            padded = active * kernels.padded([each], self.grouped.tile)
             self._kept[key] = self._moe(rows, padded, active, rows)
         return self._kept[key]
 
-    def experts_by_rows(self, rows: Sequence[int], tokens: int | None = None) -> Work:
+    def experts_by_rows(
+        self,
+        rows: Sequence[int],
+        tokens: int | None = None,
+        experts: Sequence[int] | None = None,
+    ) -> Work:
         """A fused MoE with the real rows of each expert, [experts] (those without rows cost
-        nothing). tokens: that came here, each for one or more experts; one per row if None.
+        nothing). tokens: that came here, each for one or more experts; one per row if None;
+        experts: which they are, all of the layer in order if None.
         """
-        tile = self._grouped.tile
+        tile = self.grouped.tile
         total, active, tiles = sum(rows), 0, 0
         for count in rows:
             if count:
                 active += 1
                 tiles += -(-count // tile)
         came = total if tokens is None else tokens
-        key = ("rows", total, active, tiles, came)
+        weights: float = active
+        if self.sizes is not None:
+            numbers = range(len(rows)) if experts is None else experts
+            pairs = zip(numbers, rows, strict=True)
+            weights = sum(self.sizes[expert] for expert, count in pairs if count)
+        key = ("rows", total, weights, tiles, came)
         if key not in self._kept:
             if len(self._kept) >= MOST_KEPT:
                 self._kept.clear()
-            self._kept[key] = self._moe(total, tiles * tile, active, came)
+            self._kept[key] = self._moe(total, tiles * tile, weights, came)
         return self._kept[key]
 
-    def expert(self, rows: int) -> Work:
+    def expert(self, rows: int, expert: int = 0) -> Work:
         """One expert by itself, as when its weights have just been fetched: two plain GEMMs."""
-        return self._ffn("expert", self._single, rows, self.model.moe.intermediate)
+        intermediate = self.model.moe.intermediate
+        if self.sizes is None:
+            found = self._alone.get(rows)
+            if found is None:
+                found = self._alone[rows] = self._ffn("expert", self._single, rows, intermediate)
+            return found
+        size = self.sizes[expert]
+        of = self._single._replace(weight_bytes=self._single.weight_bytes * size)
+        return self._ffn(f"expert of size {size!r}", of, rows, intermediate)
 
     def dense_ffn(self, rows: int) -> Work:
         """The FFN of a dense layer."""
@@ -130,10 +153,10 @@ class ComputeModel:
             self._kept[key] = self._span([self._norm(rows), logits], 1 + self._head.kernels)
         return self._kept[key]
 
-    def _moe(self, rows: int, padded: int, active: int, tokens: int) -> Work:
+    def _moe(self, rows: int, padded: int, active: float, tokens: int) -> Work:
         if rows == 0:
             return NOTHING
-        of, model = self._grouped, self.model
+        of, model = self.grouped, self.model
         shape = (model.hidden, model.moe.intermediate)
         return self._span([kernels.fused_moe(of, tokens, rows, padded, active, *shape)], of.kernels)
 
@@ -158,14 +181,47 @@ class ComputeModel:
         window = model.sliding_window
         keys = min(self.context, window.tokens) if windowed and window else self.context
         sequences = rows / self.queries if self.phase == "decode" else 1.0
-        asked = attention.Asked(rows, keys, sequences, self.phase == "decode")
-        parts, count = attention.kernels_of(model, self._attention_rates, self.plain, asked)
-        parts += [self._norm(rows), self._norm(rows)]
-        count += 2
-        if gate:
-            parts.append(kernels.gemm(self._gate, rows, model.moe.experts, model.hidden))
-            count += self._gate.kernels
+        asked = attention.uniform(rows, keys, sequences, self.phase == "decode")
+        of = self._attention_parts(asked)
+        around, count = self._around(rows, gate)
+        return self._span([*of.before, *of.inside, *of.after, *around], sum(of.launches) + count)
+
+    def mixed_attention(self, decode: Asked, prefill: Asked, gate: bool) -> Work:
+        """As `attention`, of rows in both phases at once: the projections run over all of them,
+        what is inside over each phase by itself (continuous batching).
+        """
+        rows = decode.rows + prefill.rows
+        if rows == 0:
+            return NOTHING
+        parts, count = self.around_scores(rows, gate)
+        for asked in (decode, prefill):
+            if asked.rows:
+                of = self._attention_parts(asked)
+                parts = parts + of.inside
+                count += of.launches[1]
         return self._span(parts, count)
+
+    def around_scores(self, rows: int, gate: bool) -> tuple[list[Work], int]:
+        """The kernels of an attention layer that all rows share; how many the host launches."""
+        of = self._attention_parts(Asked(rows, 0.0, 0.0, True))
+        around, count = self._around(rows, gate)
+        return [*of.before, *of.after, *around], of.launches[0] + count
+
+    def before_scores(self, rows: int, decode: bool) -> tuple[list[Work], int]:
+        """The kernels that a phase adds before its scores; how many are launched with those."""
+        of = self._attention_parts(Asked(rows, 0.0, 0.0, decode))
+        return of.inside[:-1], of.launches[1]
+
+    def _attention_parts(self, asked: Asked) -> Parts:
+        return attention.kernels_of(self.model, self._attention_rates, self.plain, asked)
+
+    def _around(self, rows: int, gate: bool) -> tuple[list[Work], int]:
+        """Both norms and, with `gate`, the router."""
+        parts = [self._norm(rows), self._norm(rows)]
+        if not gate:
+            return parts, 2
+        parts.append(kernels.gemm(self._gate, rows, self.model.moe.experts, self.model.hidden))
+        return parts, 2 + self._gate.kernels
 
     def _norm(self, rows: int) -> Work:
         return kernels.moved(self.plain, NORM_PASSES * rows * self.model.hidden * ACTIVATION_BYTES)

@@ -13,7 +13,7 @@ RESERVED = (
 )
 
 
-def gpu_bytes(workload: Workload, resident_experts: int, home_experts: int) -> dict[str, float]:
+def gpu_bytes(workload: Workload, resident_experts: float, home_experts: float) -> dict[str, float]:
     """Bytes on one GPU by part (attention data-parallel: every GPU holds all dense weights).
 
     `resident_experts`: expert slots per MoE layer; `home_experts`: experts per layer whose only

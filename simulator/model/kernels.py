@@ -118,14 +118,15 @@ def fused_moe(
     tokens: float,
     rows: float,
     padded_rows: float,
-    active: int,
+    active: float,
     hidden: int,
     intermediate: int,
 ) -> Work:
     """The experts of one layer on one GPU, gate and up in one matrix.
 
     tokens: that the layer was given; rows: (token, expert) pairs computed here; padded_rows: with
-    each expert's rounded up to tiles (`padded`); active: experts that have rows.
+    each expert's rounded up to tiles (`padded`); active: experts that have rows, each as often as
+    its weights are larger than usual.
     """
     seconds = of.launch_s
     read = 0.0

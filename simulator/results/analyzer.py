@@ -32,6 +32,7 @@ from simulator.runfiles.spans import (
     LINK_SCHEMA,
     LOAD_SCHEMA,
     PREFETCH,
+    REBALANCE,
     REDUCESCATTER,
     SEND,
     SPAN_SCHEMA,
@@ -105,6 +106,8 @@ class _Totals:
     prefetches: int = 0
     prefetches_used: int = 0
     wasted_bytes: float = 0.0
+    fetches: int = 0
+    lent: int = 0
     energy: EnergyTally | None = None
     rates: EnergyRates | None = None
 
@@ -153,6 +156,7 @@ def analyze(run_dir: Path, context: Context) -> dict[str, object]:
 
     time_s = float(np.sum(steps.end_s - steps.start_s))
     links = read_table(files.links, LINK_SCHEMA)
+    loads = read_table(files.loads, LOAD_SCHEMA)
     return {
         **_speed(steps, time_s, context),
         **_breakdown(breakdown_s, len(steps.step), time_s),
@@ -162,7 +166,8 @@ def analyze(run_dir: Path, context: Context) -> dict[str, object]:
         **_links(links, time_s),
         **_cache(files.accesses, steps),
         **_traffic(totals),
-        "load_imbalance": _load_imbalance(read_table(files.loads, LOAD_SCHEMA), context),
+        "load_imbalance": _load_imbalance(loads, context),
+        "gpu_load": _gpu_load(loads, context),
         "mfu": totals.flops / (context.peak_flops_per_s * context.gpus * time_s),
         **_energy_and_cost(totals, links, steps, time_s, context),
     }
@@ -249,6 +254,9 @@ def _tallied(
         totals.prefetches += int(np.count_nonzero(prefetch))
         totals.prefetches_used += int(np.count_nonzero(prefetch & block["used"]))
         totals.wasted_bytes += float(np.sum(block["bytes"][wasted]))
+        fetched = prefetch | (measured & (kind == DEMAND))
+        totals.fetches += int(np.count_nonzero(fetched))
+        totals.lent += int(np.count_nonzero(fetched & (block["peer"] >= 0)))
         yield block
 
 
@@ -335,20 +343,33 @@ def _links(links: Columns, time_s: float) -> dict[str, object]:
 
 
 def _cache(path: Path, steps: _Steps) -> dict[str, object]:
-    """Accesses of measured steps: resident (hit), in flight (late hit) or not asked for (miss)."""
+    """Accesses of measured steps: resident (hit), in flight (late hit) or not asked for (miss).
+
+    prefetch_recall: of all of them, those whose expert had been predicted, resident or not (None
+    where nothing was); prefetches_cancelled: asked for ahead and never begun.
+    """
     names = {"hit": "cache_hit_rate", "late": "cache_late_hit_rate", "miss": "cache_miss_rate"}
-    counts = dict.fromkeys(names, 0)
+    counts = dict.fromkeys([*names, "foreseen", "cancelled"], 0)
     for block in iter_table(path, ACCESS_SCHEMA):
         measured, _ = _lookup(steps.step, block["step"])
-        for name in names:
+        for name in counts:
             counts[name] += int(np.sum(block[name][measured]))
-    total = sum(counts.values())
-    rates = {names[name]: count / total if total else None for name, count in counts.items()}
-    return {"cache_accesses": total, **rates}
+    total = sum(counts[name] for name in names)
+    rates = {rate: counts[name] / total if total else None for name, rate in names.items()}
+    foreseen, cancelled = counts["foreseen"], counts["cancelled"]
+    recall = foreseen / total if total and foreseen + cancelled else None
+    return {
+        "cache_accesses": total,
+        **rates,
+        "prefetch_recall": recall,
+        "prefetches_cancelled": cancelled,
+    }
 
 
 def _traffic(totals: _Totals) -> dict[str, object]:
-    """Bytes by purpose (all measured steps, all GPUs), and what of the prefetches was of use."""
+    """Bytes by purpose (all measured steps, all GPUs), what of the prefetches was of use, and which
+    part of the fetches came from another GPU.
+    """
     return {
         "dispatch_bytes": float(totals.bytes_by_kind[DISPATCH]),
         "combine_bytes": float(totals.bytes_by_kind[COMBINE]),
@@ -358,7 +379,11 @@ def _traffic(totals: _Totals) -> dict[str, object]:
         "allgather_bytes": float(totals.bytes_by_kind[ALLGATHER]),
         "reducescatter_bytes": float(totals.bytes_by_kind[REDUCESCATTER]),
         "send_bytes": float(totals.bytes_by_kind[SEND]),
+        "rebalance_bytes": float(totals.bytes_by_kind[REBALANCE]),
         "wasted_prefetch_bytes": totals.wasted_bytes,
+        "prefetches": totals.prefetches,
+        "fetches": totals.fetches,
+        "peer_fetch_share": totals.lent / totals.fetches if totals.fetches else None,
         "prefetch_accuracy": (
             totals.prefetches_used / totals.prefetches if totals.prefetches else None
         ),
@@ -389,15 +414,36 @@ def _load_imbalance(loads: Columns, context: Context) -> dict[str, object]:
     }
 
 
+def _gpu_load(loads: Columns, context: Context) -> dict[str, object]:
+    """Rows of the busiest GPU over the mean, layer by layer: the numbers of the layers, the ratio
+    in each, and `balancedness`, the mean over layers of mean over busiest (1 is even).
+    """
+    layers, ratio = _by_layer(loads, "gpu", context.gpus)
+    return {
+        "layers": layers.tolist(),
+        "max_over_mean": ratio.tolist(),
+        "balancedness": float(np.mean(1.0 / ratio)) if len(ratio) else None,
+    }
+
+
 def _max_over_mean(loads: Columns, by: str, count: int) -> float | None:
     """Mean over layers of the largest over the mean of `count` sums; None without any rows."""
+    _, ratio = _by_layer(loads, by, count)
+    return float(np.mean(ratio)) if len(ratio) else None
+
+
+def _by_layer(
+    loads: Columns, by: str, count: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Layers that have rows, and the largest over the mean of `count` sums in each, [layers]."""
     if not len(loads["layer"]):
-        return None
+        return np.zeros(0, dtype=np.int64), np.zeros(0)
     if int(loads[by].max()) >= count:
         raise InputError(f"loads.parquet: {by} {int(loads[by].max())}, but the run had {count}")
     layers, layer = np.unique(loads["layer"], return_inverse=True)
     sums = np.bincount(
         layer * count + loads[by], weights=loads["rows"], minlength=len(layers) * count
     ).reshape(len(layers), count)
-    sums = sums[sums.sum(axis=1) > 0]
-    return float(np.mean(sums.max(axis=1) / sums.mean(axis=1))) if len(sums) else None
+    some = sums.sum(axis=1) > 0
+    sums = sums[some]
+    return layers[some].astype(np.int64), sums.max(axis=1) / sums.mean(axis=1)

@@ -16,7 +16,16 @@ import numpy.typing as npt
 
 from simulator.errors import InputError
 from simulator.runfiles.rundir import RunDir
-from simulator.runfiles.spans import COMM, COPY, KINDS, PREFETCH, SEND, STEP_SCHEMA, STREAMS
+from simulator.runfiles.spans import (
+    COMM,
+    COPY,
+    KINDS,
+    PREFETCH,
+    REBALANCE,
+    SEND,
+    STEP_SCHEMA,
+    STREAMS,
+)
 from simulator.runfiles.tables import Columns, iter_spans, read_table
 
 _HOST_PID = 1_000_000
@@ -141,7 +150,7 @@ def _kernel_name(span: dict[str, Any]) -> str:
     kind = KINDS[span["kind"]]
     if span["stream"] == COMM:
         return f"ncclDevKernel_{kind}"
-    if span["kind"] == SEND:
+    if span["kind"] in (SEND, REBALANCE):
         return f"Memcpy PtoP ({kind})"
     return f"Memcpy HtoD ({kind})" if span["stream"] == COPY else kind
 

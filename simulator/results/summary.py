@@ -233,9 +233,16 @@ def _traffic(summary: Mapping[str, Any]) -> list[str]:
             _row("Bytes per step", "all-reduce", "all-gather", "red.-scat.", "to stages"),
             _row("  all GPUs", *(size(value) for value in of_plan)),
         ]
-    accuracy = summary["prefetch_accuracy"]
-    if accuracy is not None:
-        lines.append(_row("  prefetches used", percent(accuracy)))
+    if summary.get("rebalance_bytes"):
+        moved = size(summary["rebalance_bytes"] / summary["steps"])
+        lines.append(_row("  experts moved", moved))
+    accuracy, recall = summary["prefetch_accuracy"], summary.get("prefetch_recall")
+    if accuracy is not None or recall is not None:
+        never = f"{summary.get('prefetches_cancelled', 0):,} never begun"
+        lines.append(_row("  prefetches used", percent(accuracy)) + f"  {never}")
+        lines.append(_row("  accesses foreseen", percent(recall)))
+    if summary.get("peer_fetch_share"):
+        lines.append(_row("  from peers", percent(summary["peer_fetch_share"])) + "  of fetches")
     return lines
 
 
@@ -249,7 +256,7 @@ def _load(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-_PART_WORDS = {
+ENERGY_PARTS = {
     "gpu_idle": "GPUs, idle power",
     "gpu_compute": "GPUs, FLOPs",
     "gpu_hbm": "GPUs, HBM",
@@ -267,7 +274,7 @@ def _energy(summary: Mapping[str, Any], width: int) -> list[str]:
     per_step, tokens = found["joules_per_step"], summary["tokens"] / summary["steps"]
     lines = [_row("Energy", "per step", "per token", "of all", "mean power")]
     parts = {"all that is counted": per_step} | {
-        _PART_WORDS.get(name, name.replace("link_", "links, ")): value
+        ENERGY_PARTS.get(name, name.replace("link_", "links, ")): value
         for name, value in found["joules_per_step_by_part"].items()
         if value
     }
@@ -277,7 +284,7 @@ def _energy(summary: Mapping[str, Any], width: int) -> list[str]:
         per_token = joules(value / tokens) if tokens else ABSENT
         lines.append(_row(f"  {words}", joules(value), per_token, percent(share), watts(power_w)))
     gpu, boundary = found["gpu_power_w"], found["boundary"]
-    excluded = [_PART_WORDS[name] for name, state in boundary.items() if state == "excluded"]
+    excluded = [ENERGY_PARTS[name] for name, state in boundary.items() if state == "excluded"]
     told = [
         f"a GPU draws {watts(gpu['mean'])} on average, the busiest {watts(gpu['max'])} "
         f"(idle {watts(gpu['idle'])}, TDP {watts(gpu['tdp'])})",

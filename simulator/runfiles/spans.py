@@ -32,9 +32,10 @@ KINDS = (
     "allgather",
     "reducescatter",
     "send",
+    "rebalance",
 )
 ATTENTION, FFN, EXPERTS, LM_HEAD, DISPATCH, COMBINE, DEMAND, PREFETCH = range(8)
-ALLREDUCE, ALLGATHER, REDUCESCATTER, SEND = range(8, 12)
+ALLREDUCE, ALLGATHER, REDUCESCATTER, SEND, REBALANCE = range(8, 13)
 
 BLOCK_ROWS = 65_536
 """Rows of one row group: what a writer holds in memory, about 6 MB."""
@@ -233,6 +234,8 @@ ACCESS_SCHEMA = pa.schema(
         pa.field("hit", pa.int64(), nullable=False),
         pa.field("late", pa.int64(), nullable=False),
         pa.field("miss", pa.int64(), nullable=False),
+        pa.field("foreseen", pa.int64(), nullable=False),
+        pa.field("cancelled", pa.int64(), nullable=False),
     ]
 )
 
@@ -263,11 +266,23 @@ class AccessWriter:
         )
 
     def append(
-        self, step: int, gpu: Column, layer: Column, hit: Column, late: Column, miss: Column
+        self,
+        step: int,
+        gpu: Column,
+        layer: Column,
+        hit: Column,
+        late: Column,
+        miss: Column,
+        foreseen: Column | None = None,
+        cancelled: Column | None = None,
     ) -> None:
-        """Add the rows of one step (arguments [rows])."""
-        columns = (np.full(len(gpu), step), gpu, layer, hit, late, miss)
-        self._held.append(_batch(ACCESS_SCHEMA, columns))
+        """Add the rows of one step (arguments [rows]). foreseen: accesses that had been predicted;
+        cancelled: prefetches never begun; None: none.
+        """
+        none = np.zeros(len(gpu), dtype=np.int64)
+        more = (none if column is None else column for column in (foreseen, cancelled))
+        columns = (np.full(len(gpu), step), gpu, layer, hit, late, miss, *more)
+        self._held.append(batch(ACCESS_SCHEMA, columns))
         self._rows += len(gpu)
         if self._rows >= BLOCK_ROWS:
             self._flush()
@@ -303,32 +318,33 @@ def write_links(
 
     `link` reads "a -> b"; `bytes_` counts what crossed it in the measured steps (no warm-up).
     """
-    _write(path, LINK_SCHEMA, (link, kind, bandwidth_bytes_per_s, bytes_))
+    write(path, LINK_SCHEMA, (link, kind, bandwidth_bytes_per_s, bytes_))
 
 
 def write_steps(
     path: Path, step: Column, start_s: Column, end_s: Column, tokens: Column, warmup: Column
 ) -> None:
     """Write `steps.parquet`: one row per step of the run, warm-up included (arguments [steps])."""
-    _write(path, STEP_SCHEMA, (step, start_s, end_s, tokens, warmup))
+    write(path, STEP_SCHEMA, (step, start_s, end_s, tokens, warmup))
 
 
 def write_loads(path: Path, layer: Column, expert: Column, gpu: Column, rows: Column) -> None:
     """Write `loads.parquet`: rows computed, summed over the measured steps (arguments [n])."""
-    _write(path, LOAD_SCHEMA, (layer, expert, gpu, rows))
+    write(path, LOAD_SCHEMA, (layer, expert, gpu, rows))
 
 
-def _write(path: Path, schema: pa.Schema, columns: Sequence[Column]) -> None:
+def write(path: Path, schema: pa.Schema, columns: Sequence[Column]) -> None:
     """Write one table; ValueError if the columns differ in length or hold nulls."""
-    table = pa.Table.from_batches([_batch(schema, columns)])
+    table = pa.Table.from_batches([batch(schema, columns)])
     pq.write_table(table, path, compression="zstd", compression_level=1)
 
 
-def _batch(schema: pa.Schema, columns: Sequence[Column]) -> pa.RecordBatch:
+def batch(schema: pa.Schema, columns: Sequence[Column]) -> pa.RecordBatch:
+    """Columns [rows] as a batch of a schema; ValueError for what it cannot hold."""
     arrays = [_arrow(column, field.type) for column, field in zip(columns, schema, strict=True)]
-    batch = pa.record_batch(arrays, schema=schema)
-    batch.validate(full=True)
-    return batch
+    made = pa.record_batch(arrays, schema=schema)
+    made.validate(full=True)
+    return made
 
 
 def _arrow(values: Column, kind: pa.DataType) -> pa.Array:

@@ -12,7 +12,7 @@ from typing import Literal
 from simulator.errors import InputError
 from simulator.spec.units import did_you_mean
 
-Family = Literal["overlap", "prefetch", "eviction", "routing", "network"]
+Family = Literal["overlap", "prefetch", "eviction", "routing", "network", "placement", "dispatch"]
 
 
 class ChoiceError(InputError, ValueError):
@@ -54,11 +54,21 @@ FAMILIES: dict[Family, dict[str, Argument | None]] = {
     },
     "prefetch": {
         "none": None,
+        "popularity": None,
+        "markov": None,
         "learned": None,
-        "oracle": None,
+        "history": Argument(1, 64, "history:4", whole=True, optional=True),
+        "oracle": Argument(1, 4096, "oracle:2", whole=True, optional=True),
         "synthetic": Argument(0, 1, "synthetic:0.8"),
     },
-    "eviction": {"lru": None},
+    "eviction": {
+        "lru": None,
+        "lfu": None,
+        "lfu-aging": None,
+        "arc": None,
+        "least-stale": None,
+        "belady": None,
+    },
     "routing": {
         "uniform": None,
         "zipf": Argument(0, 100, "zipf:1.2", optional=True),
@@ -66,10 +76,29 @@ FAMILIES: dict[Family, dict[str, Argument | None]] = {
         "markov": Argument(0, 1, "markov:0.5", optional=True),
     },
     "network": {"exact": None, "epsilon": Argument(0, 1, "epsilon:0.01"), "coflow": None},
+    "placement": {
+        "contiguous": None,
+        "linear": None,
+        "round-robin": None,
+        "balanced": None,
+        "eplb": None,
+        "topology-aware": None,
+        "co-activation": None,
+    },
+    "dispatch": {
+        "round-robin": None,
+        "least-loaded": None,
+        "join-shortest-kv": None,
+        "performance-aware": None,
+        "static": None,
+        "central": None,
+    },
 }
 """Known names of each family and the argument each takes."""
 
-IMPORTABLE: frozenset[Family] = frozenset({"prefetch", "eviction", "routing"})
+IMPORTABLE: frozenset[Family] = frozenset(
+    {"prefetch", "eviction", "routing", "placement", "dispatch"}
+)
 """Families that also take a function of the user's, as "package.module:function"."""
 
 _IMPORT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
@@ -101,6 +130,8 @@ def routing_law(source: str) -> Choice | None:
     name = source.partition(":")[0]
     if name in FAMILIES["routing"]:
         return parse_choice(source, "routing")
+    if name == "loads" and source != name:  # drawn from the load file whose path follows
+        return Choice(source, imported=True)
     # A law of one's own may carry its parameters: package.module:function:1.2,3.
     return Choice(source, imported=True) if _OWN_LAW.fullmatch(source) else None
 

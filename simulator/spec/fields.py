@@ -55,6 +55,8 @@ ExpertCount = Annotated[int, Field(ge=1, le=32_767)]
 LayerCount = Annotated[int, Field(ge=1, le=4096)]
 NotNegative = Annotated[int, Field(ge=0)]
 Sources = Annotated[tuple[str, ...], Strict(False)]
+# Of an expert against one of full size: from a hundredth to a hundred times.
+RelativeSizes = Annotated[tuple[Annotated[float, Field(ge=0.01, le=100)], ...], Strict(False)]
 
 FLOPS_DTYPES = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4")
 WeightDtype = Literal[

@@ -35,7 +35,9 @@ Spec = TypeVar("Spec", Topology, Workload)
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run is given. ``trace_path`` is the routing trace's file, None when routing is a law.
+    """What a run is given. ``trace_path`` is the routing trace's file, None when routing is a law;
+    ``requests_dir`` is where a relative path of ``requests.source`` starts. ``fault_marks``: where
+    the name of each fault was written, as an error line begins.
 
     ``topology_given`` and ``workload_given`` are the names or paths as the user wrote them.
     """
@@ -47,6 +49,8 @@ class Inputs:
     trace_path: Path | None
     topology_given: str
     workload_given: str
+    requests_dir: Path = Path()
+    fault_marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,17 +62,26 @@ class _Override:
 
 
 def load_inputs(
-    topology: str, workload: str, overrides: Sequence[str] = (), routing: str | None = None
+    topology: str,
+    workload: str,
+    overrides: Sequence[str] = (),
+    routing: str | None = None,
+    requests: str | None = None,
+    faults: str | None = None,
 ) -> Inputs:
     """Reads a topology and a workload (shipped names or paths) and applies ``--set`` overrides
     ("key.path=value").
 
-    ``routing`` replaces ``routing.source`` (a trace or a law). Raises InputError with one line per
-    fault.
+    ``routing`` replaces ``routing.source`` (a trace or a law), ``requests`` replaces
+    ``requests.source``, ``faults`` the workload's (a file, see ``_timeline``). Raises InputError
+    with one line per fault.
     """
     split = [_split(text, ("topology", "workload")) for text in overrides]
     if routing is not None:
         split.append(_Override("workload", ("routing", "source"), routing, "--routing"))
+    if requests is not None:
+        split.append(_Override("workload", ("requests", "source"), requests, "--requests"))
+    timeline = None if faults is None else _timeline(faults)
     refused = []
     gpu = None
     try:
@@ -77,14 +90,24 @@ def load_inputs(
     except InputError as error:
         refused.append(str(error))
     try:
-        work, document, work_path = _load("workload", Workload, workload, split, gpu)
+        work, document, work_path = _load("workload", Workload, workload, split, gpu, timeline)
     except InputError as error:
         refused.append(str(error))
     if refused:
         raise InputError("\n".join(refused))
     trace_path = _trace(work, document, work_path)
     _check_parallel(cluster, work, document)
-    return Inputs(cluster, work, cluster_path, work_path, trace_path, topology, workload)
+    return Inputs(
+        cluster,
+        work,
+        cluster_path,
+        work_path,
+        trace_path,
+        topology,
+        workload,
+        _requests_dir(work, work_path),
+        tuple(document.fault(("faults", at, "name"), "") for at in range(len(work.faults))),
+    )
 
 
 def load_topology(name: str, overrides: Sequence[str] = ()) -> Topology:
@@ -97,6 +120,11 @@ def load_workload(name: str, overrides: Sequence[str] = ()) -> Workload:
     not looked for.
     """
     return _load("workload", Workload, name, [_split(text, ("workload",)) for text in overrides])[0]
+
+
+def root_of(override: str) -> Root:
+    """Which of the two files a ``--set`` text is of; raises InputError if it is of neither."""
+    return _split(override, ("topology", "workload")).root
 
 
 def resolved(inputs: Inputs) -> dict[str, object]:
@@ -129,6 +157,7 @@ def _load(
     given: str,
     overrides: Sequence[_Override],
     gpu: Gpu | None = None,
+    timeline: Document | None = None,
 ) -> tuple[Spec, Document, Path]:
     path = find(root, given)
     document = read_document(path, _shown(path))
@@ -143,6 +172,8 @@ def _load(
         mine = [o for o in mine if o.path not in whole]
     for override in mine:
         _put(document, spec, override)
+    if timeline is not None:
+        _fill_timeline(document, timeline)
     if root == "topology":
         _fill_profile(document, path)
     elif gpu is not None:
@@ -333,6 +364,37 @@ def _beside(given: str, path: Path) -> Path | None:
     return None
 
 
+def _timeline(given: str) -> Document:
+    """A file of faults: the keys ``faults`` and, if wanted, ``on_member_loss``."""
+    file = Path(given).expanduser()
+    document = read_document(file, _shown(file))
+    known = ["faults", "on_member_loss"]
+    for key in document.data:
+        if key not in known:
+            hint = did_you_mean(key, known) or f"; known here: {', '.join(known)}"
+            raise InputError(document.fault((key,), f"unknown key{hint}", key=True))
+    if "faults" not in document.data:
+        raise InputError(document.fault((), "faults: required, but not given"))
+    return document
+
+
+def _fill_timeline(document: Document, timeline: Document) -> None:
+    """Puts a file of faults in place of the workload's own."""
+    places = {"faults": ("faults",), "on_member_loss": ("serving", "on_member_loss")}
+    for key, value in timeline.data.items():
+        where = places[key]
+        if len(where) > 1 and not isinstance(document.data.setdefault(where[0], {}), dict):
+            continue  # told with the other faults
+        document.put(where, value, timeline.mark((key,)))
+        for marks, given in (
+            (document.value_marks, timeline.value_marks),
+            (document.key_marks, timeline.key_marks),
+        ):
+            for path, mark in given.items():
+                if path[:1] == (key,):
+                    marks[(*where, *path[1:])] = mark
+
+
 def _trace(workload: Workload, document: Document, path: Path) -> Path | None:
     source = workload.routing.source
     if routing_law(source) is not None:
@@ -344,6 +406,14 @@ def _trace(workload: Workload, document: Document, path: Path) -> Path | None:
         what = missing("trace", source, tuple(FAMILIES["routing"]))
         raise InputError(document.fault(("routing", "source"), what))
     return found
+
+
+def _requests_dir(workload: Workload, path: Path) -> Path:
+    """Where a recording of requests lies: beside the YAML file, else the current directory."""
+    asked = workload.requests
+    beside = path.parent
+    found = asked is not None and (beside / Path(asked.source).expanduser()).is_file()
+    return beside if found else Path()
 
 
 def _check_parallel(topology: Topology, workload: Workload, document: Document) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from simulator.spec import catalogue
 from simulator.spec.builds import (
@@ -24,7 +24,8 @@ from simulator.spec.builds import (
     RacksBuild,
     SwitchBuild,
 )
-from simulator.spec.choices import ChoiceError
+from simulator.spec.changes import Change
+from simulator.spec.choices import ChoiceError, parse_choice
 from simulator.spec.energy import Cost, Energy
 from simulator.spec.fields import (
     Bandwidth,
@@ -39,6 +40,7 @@ from simulator.spec.fields import (
     NotNegative,
     Power,
     Price,
+    RelativeSizes,
     RoutingSource,
     Sources,
     Spec,
@@ -46,8 +48,11 @@ from simulator.spec.fields import (
     choice,
     refuse,
 )
+from simulator.spec.incidents import Faults
 from simulator.spec.kernels import Kernel, kernels
 from simulator.spec.plan import Parallel
+from simulator.spec.requests import RequestsSpec
+from simulator.spec.serving import Serving
 from simulator.spec.transport import Transport
 from simulator.spec.units import did_you_mean
 
@@ -147,13 +152,16 @@ Build = (
 
 
 class Topology(Spec):
-    """A cluster: its GPU model and how the GPUs are wired."""
+    """A cluster: its GPU model and how the GPUs are wired. ``changes`` are made to what was built,
+    by what they change (``network``, ``spine0``, ``leaf0 <-> spine1``).
+    """
 
     name: str
     description: str = ""
     sources: Sources = ()
     gpu: Annotated[Gpu, BeforeValidator(catalogue.expand)]
     build: Annotated[Build, Field(discriminator="kind")]
+    changes: dict[str, Change] = Field(default_factory=dict)
 
 
 # --- Workload ---------------------------------------------------------------------------
@@ -198,7 +206,8 @@ class Moe(Spec):
     and shared ones.
 
     ``shared_intermediate`` is the width of ONE shared expert; the first ``first_dense_layers``
-    layers have a dense FFN.
+    layers have a dense FFN. ``expert_sizes``: bytes of each expert's weights, relative to what
+    ``dtypes.experts`` makes of them, the same in all layers (``null``: 1).
     """
 
     experts: ExpertCount
@@ -207,10 +216,14 @@ class Moe(Spec):
     shared_experts: NotNegative = 0
     shared_intermediate: NotNegative = 0
     first_dense_layers: NotNegative = 0
+    expert_sizes: RelativeSizes | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Moe:
         found: list[tuple[tuple[str | int, ...], str]] = []
+        if self.expert_sizes is not None and len(self.expert_sizes) != self.experts:
+            given = len(self.expert_sizes)
+            found.append((("expert_sizes",), f"{given} sizes for {self.experts} experts"))
         if self.top_k > self.experts:
             found.append((("top_k",), f"{self.top_k} of {self.experts} experts"))
         if (self.shared_experts > 0) != (self.shared_intermediate > 0):
@@ -352,6 +365,29 @@ class CopyEfficiency(Spec):
     network: Efficiency = 0.94
 
 
+PLACEMENT_FILE = ".json"
+"""How the name of a file with a placement ends."""
+
+
+def _placement(text: str) -> str:
+    """Checks the name of a policy; a file is read when it is used."""
+    if not text.endswith(PLACEMENT_FILE):
+        parse_choice(text, "placement")
+    return text
+
+
+class Rebalance(Spec):
+    """A new placement every ``every`` steps, by the loads of all steps before, from ``policy``
+    (``null``: that of ``placement``). A layer whose largest over mean load would not fall by the
+    share ``min_gain`` stays as it is.
+    """
+
+    every: Count
+    policy: Annotated[str, AfterValidator(_placement)] | None = None
+    # Our assumption: below this a step gains less than the transfers cost it for many steps.
+    min_gain: Annotated[float, Field(ge=0, lt=1)] = 0.05
+
+
 class Workload(Spec):
     """A model and its traffic, and the choices of how it is run."""
 
@@ -362,16 +398,29 @@ class Workload(Spec):
     traffic: Traffic
     parallel: Parallel = Parallel()
     routing: Routing
+    placement: Annotated[str, AfterValidator(_placement)] = "contiguous"
+    placement_loads: str | None = None
+    placement_groups: Count = 1
+    redundant_experts: NotNegative = 0
+    replica_choice: Literal["nearest", "least-loaded"] = "nearest"
+    rebalance: Rebalance | None = None
     expert_access: Literal["dispatch", "fetch"] = "dispatch"
     expert_slots: Count | None = None
-    expert_home: Literal["host", "peer"] = "host"
+    expert_pool: Literal["layer", "global"] = "layer"
+    expert_home: Literal["host", "peer", "peer-or-host"] = "host"
     eviction: Annotated[str, choice("eviction")] = "lru"
     expert_order: Literal["gate", "resident-first"] = "gate"
     prefetch: Annotated[str, choice("prefetch")] = "none"
+    prefetch_depth: Count = 1
+    prefetch_budget_bytes: Bytes | None = Field(default=None, alias="prefetch_budget")
+    prefetch_yields: Literal["own-copies", "shared-links"] = "own-copies"
     overlap: Annotated[str, choice("overlap")] = "none"
     network: Annotated[str, choice("network")] = "exact"
     cuda_graphs: bool = True
     copy_efficiency: CopyEfficiency = CopyEfficiency()
     transport: Transport
+    requests: RequestsSpec | None = None
+    serving: Serving = Serving()
+    faults: Faults = ()
     energy: Energy = Energy()
     cost: Cost = Cost()

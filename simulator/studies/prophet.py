@@ -28,6 +28,7 @@ from simulator.studies.prophet_runs import (
     Outcome,
     Parallel,
     Progress,
+    dynamic,
     left_out,
     parallel,
     refuse_other_experts,
@@ -94,6 +95,8 @@ def strategy_cases(study: Prophet, extent: Extent) -> list[Case]:
                     found.append(Case(name, parallel(ep=ep), reading, predictor(study, who), m))
         for of in left_out(study, name).values():
             found.append(Case(name, of, "dispatch", "none", 1.0))
+        if moving := dynamic(study, name):
+            found.append(moving)
     return found
 
 

@@ -191,8 +191,9 @@ def oddities(result: Result) -> list[str]:
         "most.",
         "Pipeline, mixed strategies and dynamic placement are named there as not modelled. The "
         "first two are simulated with every expert in place, the only way in which a plan with "
-        "stages holds experts; layers that are EP and DP on the same GPUs are not, and placement "
-        "is fixed.",
+        "stages holds experts; layers that are EP and DP on the same GPUs are not. Dynamic "
+        "placement is the hybrid with every expert in place: every 4 steps a new placement is made "
+        "from the loads seen, and its weights cross the links before it holds.",
     ]
     return found
 

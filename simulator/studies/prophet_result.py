@@ -132,6 +132,8 @@ def _simulated_row(result: Result, case: Case, found: Outcome) -> dict[str, obje
     strategy = "one_gpu" if case.gpus else named.get((ep, gpus // ep), "")
     if case.plan:
         strategy = next(n for n, of in left_out(study, case.system).items() if of == case.parallel)
+    if case.rebalance:
+        strategy = "dynamic_placement"
     point = study.point(case.system, ep, gpus // ep)._replace(gpus=gpus)
     base = result.runs.get(replace(case, predictor="none"))
     shown: tuple[int | None, int | None] = (None, None) if case.plan else (ep, gpus // ep)

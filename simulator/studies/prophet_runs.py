@@ -37,7 +37,7 @@ GIB = 2.0**30
 class Case:
     """One run. predictor: as the workload's `prefetch`; memory_reduction: a GPU keeps 1/m of the
     experts that it serves; links: every bandwidth of the topology times this; gpus: in place of the
-    system's.
+    system's; rebalance: as the workload's, "" for none.
     """
 
     system: str
@@ -47,6 +47,7 @@ class Case:
     memory_reduction: float
     links: float = 1.0
     gpus: int = 0
+    rebalance: str = ""
 
     @property
     def ep(self) -> int:
@@ -134,6 +135,20 @@ def left_out(study: Prophet, system: str) -> dict[str, Parallel]:
     return found
 
 
+# Moved every few steps, so that a short run sees it too; the policy is our choice.
+MOVES = "{every: 4, policy: balanced}"
+
+
+def dynamic(study: Prophet, system: str) -> Case | None:
+    """The hybrid with all experts in place that move while it runs (dynamic placement, which the
+    published text names as not modelled); None where every GPU has all experts.
+    """
+    ep, _ = strategies(study.systems[system])["hybrid"]
+    if ep == 1:
+        return None
+    return Case(system, parallel(ep=ep), "dispatch", "none", 1.0, rebalance=MOVES)
+
+
 def run_all(
     study: Prophet,
     extent: Extent,
@@ -198,10 +213,12 @@ def outcome(study: Prophet, extent: Extent, case: Case) -> Outcome:
     if not memory.fits:
         from simulator.model.footprint import RESERVED
 
-        enough = math.ceil(memory.needed / (1.0 - RESERVED)) + 1
+        # Experts that move need room to arrive in: a quarter as much again (our choice).
+        arriving = memory.parts["experts"] / 4 if case.rebalance else 0.0
+        enough = math.ceil((memory.needed + arriving) / (1.0 - RESERVED)) + 1
         given.append(f"topology.gpu.hbm_capacity={enough} B")
     summary = simulate(*names, overrides=given, seed=study.simulation.seed, trace_steps=0).summary
-    moved = ("dispatch", "combine", "demand", "prefetch")
+    moved = ("dispatch", "combine", "demand", "prefetch", "rebalance")
     path = summary["critical_path"]
     return Outcome(
         memory=memory,
@@ -268,6 +285,7 @@ def _overrides(study: Prophet, extent: Extent, case: Case) -> list[str]:
         # One GPU has one sequence at a time: as many tokens as all GPUs together, twice.
         f"workload.traffic.steps={extent.steps * (2 * system.gpus if gpus == 1 else 1)}",
         f"workload.traffic.warmup_steps={extent.warmup_steps}",
+        *([f"workload.rebalance={case.rebalance}"] if case.rebalance else []),
     ]
     if gpus == 1:
         given += [f"topology.build.{name}=1" for name in _single(system.topology)]

@@ -12,7 +12,7 @@ from simulator.studies.prophet_claims import NOWHERE
 from simulator.studies.prophet_forms import dollars_per_million
 from simulator.studies.prophet_notes import findings, oddities, parameters, unfit_summary
 from simulator.studies.prophet_result import READINGS, Result, predictor, readings
-from simulator.studies.prophet_runs import GIB, Case, left_out, parallel, strategies
+from simulator.studies.prophet_runs import GIB, Case, dynamic, left_out, parallel, strategies
 
 WIDTH = 80
 SHORT = {"expert_parallel": "EP", "data_parallel": "DP", "hybrid": "hybrid"}
@@ -79,8 +79,14 @@ def beyond(result: Result) -> list[str]:
     for name, system in study.systems.items():
         named = {f"{SHORT[s]} {ep}x{dp}": parallel(ep=ep)
                  for s, (ep, dp) in strategies(system).items()}  # fmt: skip
-        for label, of in (named | left_out(study, name)).items():
-            run = result.runs[Case(name, of, "dispatch", "none", 1.0)]
+        cases = {
+            label: Case(name, of, "dispatch", "none", 1.0)
+            for label, of in (named | left_out(study, name)).items()
+        }
+        if moving := dynamic(study, name):
+            cases["dynamic"] = moving
+        for label, case in cases.items():
+            run = result.runs[case]
             point = study.point(name, 1, system.gpus)
             table.append(
                 [
@@ -94,9 +100,10 @@ def beyond(result: Result) -> list[str]:
                 ]
             )
     lines = _wrap(
-        "Every expert in place, no predictor, tokens travel; pipeline (a stage per GPU) and mixed "
-        "(half of the layers EP on half of the GPUs, half DP on the others) are those that the "
-        "published text left out. *: does not fit, computed as if it did."
+        "Every expert in place, no predictor, tokens travel; pipeline (a stage per GPU), mixed "
+        "(half of the layers EP on half of the GPUs, half DP on the others) and dynamic (the "
+        "hybrid, experts move by the loads seen) are those that the published text left out. *: "
+        "does not fit, computed as if it did."
     )
     return lines + _table(header, table, left=1)
 

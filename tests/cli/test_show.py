@@ -154,6 +154,7 @@ def test_statistics_of_a_recording(call: Call, tmp_path: Path) -> None:
     assert text[1] == "load      hottest expert 1.33 x the mean (1 if uniform)"
     shared = "overlap   75.0 % of a token's experts were the last token's (50.0 % if uniform)"
     assert text[2] == shared
-    assert text[-2].split() == ["0", "6", "1.33", "0", "50.0", "%"]
+    # Gini: 8 / (2 x 16 x 1.5); entropy: 2 / 3 x log2 3 + 1 / 3 x log2 6.
+    assert text[-2].split()[:8] == ["0", "6", "1.33", "0", "0.167", "1.92", "50.0", "%"]
     assert max(map(len, text)) <= 80
     assert listing(tmp_path) == ["in.jsonl"]

@@ -26,7 +26,7 @@ from simulator.engine.transport import (
     token_bytes,
 )
 from simulator.errors import InputError
-from simulator.policies.placement import contiguous
+from simulator.policies.placement import contiguous_owner
 from simulator.spec.load import load_topology
 from simulator.spec.transport import Transport
 
@@ -242,7 +242,7 @@ def tokens_of(
         [rng.choice(experts, k, replace=False) for _ in range(ranks * tokens)], dtype=np.int16
     )
     source = np.repeat(np.arange(ranks, dtype=np.int32), tokens)
-    return ids, source, contiguous(experts, ranks)
+    return ids, source, contiguous_owner(experts, ranks)
 
 
 def by_hand(

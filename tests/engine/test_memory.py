@@ -14,8 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.engine import core
-from simulator.engine.memory import ExpertMemory
-from simulator.policies.eviction import lru
+from simulator.engine.driver import Driver
+from simulator.engine.memory import ExpertMemory, Pool, Sources
+from simulator.policies import eviction
+
+
+def held_in(driver: Driver, pool: Pool, experts: int, size_bytes: float) -> ExpertMemory:
+    """A memory of its own with LRU, everything fetched over route 0."""
+    made = eviction.Setup(pool.layers, experts, pool.slots, pool.pooled)
+    sources = Sources([[0] * experts] * pool.layers, [size_bytes])
+    return ExpertMemory(driver, 0, pool, sources, eviction.lru(made))
 
 
 def one_gpu(experts: int, k: int, slots: int, **more: object) -> dict[str, object]:
@@ -189,11 +197,11 @@ def test_an_offloaded_share_comes_from_the_next_gpu(tmp_path: Path):
 def test_prefetches_go_on_when_the_first_of_them_makes_the_tables_grow():
     routes = routes_of(star(2, 1e9, 0.0), [("gpu0", "gpu1", 1.0, 0.0)])
     driver = lay_sends(routes, [("gpu0", "gpu1", 1.0, 0.0)])
-    memory = ExpertMemory(driver, 0, 1, 4, [0] * 8, [1e6] * 8, lru)
+    memory = held_in(driver, Pool(layers=1, slots=4), 8, 1e6)
     driver.on_end = lambda ended: [memory.idle() for op in ended if op < 0]
     driver.env.run(until=1e-3)
     driver.ids(256)  # all that there is room for
-    memory.prefetch(0, 0, 0, [1, 2, 3], at_once=True)
+    memory.prefetch(0, 0, -1, 0, [1, 2, 3], at_once=True)
     driver.env.run()
     ended = sorted(slot.end_s for slot, _ in memory.end_of_step(last=True))
     assert ended == pytest.approx([2e-3, 3e-3, 4e-3], rel=1e-9)
@@ -203,13 +211,13 @@ def test_a_prefetch_spares_what_is_predicted_for_its_layer():
     """Slots hold 0 and 1; 0 is the older, but wanted: a prefetch of 2 takes the place of 1."""
     routes = routes_of(star(2, 1e9, 0.0), [("gpu0", "gpu1", 1.0, 0.0)])
     driver = lay_sends(routes, [("gpu0", "gpu1", 1.0, 0.0)])
-    memory = ExpertMemory(driver, 0, 2, 2, [0] * 4, [1e3] * 4, lru)
+    memory = held_in(driver, Pool(layers=2, slots=2), 4, 1e3)
     driver.on_end = lambda ended: [memory.idle() for op in ended if op < 0]
     for expert in (0, 1):
-        memory.prefetch(0, 0, 1, [expert], at_once=True)
+        memory.prefetch(0, 0, 0, 1, [expert], at_once=True)
         driver.env.run(until=driver.env.now + 1.0)
     assert memory.held(1) == 2
-    memory.prefetch(0, 0, 1, [0, 2], at_once=True)
+    memory.prefetch(0, 0, 0, 1, [0, 2], at_once=True)
     driver.env.run(until=driver.env.now + 1.0)
     assert memory.resident_first(1, [0, 1, 2]) == [0, 2, 1]
 

@@ -49,11 +49,16 @@ def watched(inputs: Inputs, seed: int = 0) -> tuple[Run, list[Stay]]:
         assert not gone, "two experts went for one that came"
         return slots[-1]
 
-    def spy(candidates: Sequence[Slot]) -> int:
-        expert = evict(candidates)
-        chosen = next(slot for slot in candidates if slot.expert == expert)
-        gone.append(next(i for i, slot in enumerate(slots) if slot is chosen))
-        return expert
+    def spying(made: Any) -> Any:
+        evict = maker(made)
+
+        def spy(candidates: Sequence[Slot], coming: Any) -> int:
+            chosen = evict.choose(candidates, coming)
+            found = next(i for i, slot in enumerate(slots) if slot is candidates[chosen])
+            gone.append(found)
+            return chosen
+
+        return evict._replace(choose=spy)
 
     def read(step: Step) -> Any:
         times = step.machine.driver.net.op_f
@@ -70,14 +75,15 @@ def watched(inputs: Inputs, seed: int = 0) -> tuple[Run, list[Stay]]:
             gpu_of[id(slot)] = self._stream
         return told(self, last)
 
-    evict, read_spans, told = (
-        eviction.EVICTIONS["lru"],
+    policy = inputs.workload.eviction
+    maker, read_spans, told = (
+        eviction.EVICTIONS[policy],
         simulate.read_spans,
         memory.ExpertMemory.end_of_step,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "Slot", make)
-        patch.setitem(eviction.EVICTIONS, "lru", spy)
+        patch.setitem(eviction.EVICTIONS, policy, spying)
         patch.setattr(simulate, "read_spans", read)
         patch.setattr(memory.ExpertMemory, "end_of_step", end_of_step)
         found = run(inputs, seed)

@@ -166,6 +166,10 @@ def test_cache_traffic_load_and_mfu(figures: dict[str, Any]) -> None:
         "gpus": pytest.approx((30 / 20 + 1) / 2),
         "experts": pytest.approx((20 / 10 + 5 / 2.5) / 2),
     }
+    assert len(figures["gpu_load"]["layers"]) == 2
+    assert figures["gpu_load"]["max_over_mean"] == [pytest.approx(1.5), pytest.approx(1.0)]
+    assert figures["gpu_load"]["balancedness"] == pytest.approx((20 / 30 + 1) / 2)
+    assert figures["rebalance_bytes"] == 0
     assert figures["mfu"] == pytest.approx(600 / (100 * 2 * 10))
 
 
@@ -206,6 +210,7 @@ def test_what_does_not_apply_is_none(tmp_path: Path) -> None:
     ):
         assert figures[name] is None, name
     assert figures["load_imbalance"] == {"gpus": None, "experts": None}
+    assert figures["gpu_load"] == {"layers": [], "max_over_mean": [], "balancedness": None}
     assert figures["links"] == {}
 
 

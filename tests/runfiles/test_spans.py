@@ -146,8 +146,12 @@ def test_the_small_tables(tmp_path: Path) -> None:
     ]
     with AccessWriter(path) as accesses:
         accesses.append(4, np.array([1]), np.array([2]), np.array([5]), np.array([6]), [7])
+        accesses.append(5, [0], [1], [2], [3], [4], foreseen=[5], cancelled=[6])
+    first = {"step": 4, "gpu": 1, "layer": 2, "hit": 5, "late": 6, "miss": 7}
     assert pq.read_table(path).to_pylist() == [
-        {"step": 4, "gpu": 1, "layer": 2, "hit": 5, "late": 6, "miss": 7}
+        first | {"foreseen": 0, "cancelled": 0},
+        {"step": 5, "gpu": 0, "layer": 1, "hit": 2, "late": 3, "miss": 4}
+        | {"foreseen": 5, "cancelled": 6},
     ]
     write_loads(path, np.array([2]), np.array([9]), np.array([1]), np.array([30]))
     assert pq.read_table(path).to_pylist() == [{"layer": 2, "expert": 9, "gpu": 1, "rows": 30}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from simulator.policies.eviction import EVICTIONS
+from simulator.policies.placement import ALIASES, PLACEMENTS
 from simulator.policies.prefetch import PREFETCHERS
 from simulator.routing.laws import LAWS, is_law, parse_law
 from simulator.spec.choices import FAMILIES, Choice, ChoiceError, parse_choice, routing_law
@@ -39,6 +40,7 @@ def test_refuses(text):
 def test_the_names_are_those_of_the_functions():
     assert set(FAMILIES["eviction"]) == set(EVICTIONS)
     assert set(FAMILIES["prefetch"]) == set(PREFETCHERS)
+    assert set(FAMILIES["placement"]) == set(PLACEMENTS) | set(ALIASES)
     assert set(FAMILIES["routing"]) == set(LAWS)
 
 

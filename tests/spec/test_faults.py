@@ -278,13 +278,14 @@ def test_a_graph_without_gpus():
         ("name: w", "name: w\noverlap: two-batches", "w.yaml:2:10: overlap: 'two-batches' is "
          "not a known overlap (did you mean 'two-batch'?); known: none, two-batch, chunked:4"),
         ("name: w", "name: w\nprefetch: oracel", "w.yaml:2:11: prefetch: 'oracel' is not a "
-         "known prefetch (did you mean 'oracle'?); known: none, learned, oracle, synthetic:0.8, "
-         "or package.module:function"),
+         "known prefetch (did you mean 'oracle'?); known: none, popularity, markov, learned, "
+         "history:4, oracle:2, synthetic:0.8, or package.module:function"),
         ("name: w", "name: w\nprefetch: synthetic:nan", "w.yaml:2:11: prefetch: "
          "'synthetic:nan': 'nan' is not a number from 0 to 1; write for example "
          "'synthetic:0.8'"),
         ("name: w", "name: w\neviction: lur", "w.yaml:2:11: eviction: 'lur' is not a known "
-         "eviction (did you mean 'lru'?); known: lru, or package.module:function"),
+         "eviction (did you mean 'lru'?); known: lru, lfu, lfu-aging, arc, least-stale, belady, "
+         "or package.module:function"),
         ("name: w", "name: w\nexpert_slots: 0", "w.yaml:2:15: expert_slots: must be >= 1, not 0"),
         ("name: w", "name: w\nexpert_acess: fetch", "w.yaml:2:1: expert_acess: unknown key (did "
          "you mean 'expert_access'?)"),

@@ -136,10 +136,13 @@ def test_list_items_by_index_or_name(tmp_path):
         ("trafic.steps=3", "--set trafic.steps: unknown key 'trafic' (did you mean 'traffic'?)"),
         (
             "zzz=3",
-            "--set zzz: unknown key 'zzz'; known: name, description, sources, gpu, build, model, "
-            "traffic, parallel, routing, expert_access, expert_slots, expert_home, eviction, "
-            "expert_order, prefetch, overlap, network, cuda_graphs, copy_efficiency, transport, "
-            "energy, cost",
+            "--set zzz: unknown key 'zzz'; known: name, description, sources, gpu, build, "
+            "changes, model, "
+            "traffic, parallel, routing, placement, placement_loads, placement_groups, "
+            "redundant_experts, replica_choice, rebalance, expert_access, expert_slots, "
+            "expert_pool, expert_home, eviction, expert_order, prefetch, prefetch_depth, "
+            "prefetch_budget, prefetch_yields, overlap, network, cuda_graphs, copy_efficiency, "
+            "transport, requests, serving, faults, energy, cost",
         ),
         ("name=x", "--set name: both files have it; write topology.name or workload.name"),
         (
@@ -154,9 +157,11 @@ def test_list_items_by_index_or_name(tmp_path):
         (
             "workload.gpu=H20",
             "--set gpu: unknown key 'gpu'; known here: name, description, sources, model, "
-            "traffic, parallel, routing, expert_access, expert_slots, expert_home, eviction, "
-            "expert_order, prefetch, overlap, network, cuda_graphs, copy_efficiency, transport, "
-            "energy, cost",
+            "traffic, parallel, routing, placement, placement_loads, placement_groups, "
+            "redundant_experts, replica_choice, rebalance, expert_access, expert_slots, "
+            "expert_pool, expert_home, eviction, expert_order, prefetch, prefetch_depth, "
+            "prefetch_budget, prefetch_yields, overlap, network, cuda_graphs, copy_efficiency, "
+            "transport, requests, serving, faults, energy, cost",
         ),
         (
             "gpu.hbm_bandwith=2 TB/s",

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+from dataclasses import replace
 from datetime import datetime
 from types import SimpleNamespace
 
@@ -23,8 +24,10 @@ from simulator.studies.prophet_result import flat_rows, hybrid_parallel, reading
 from simulator.studies.prophet_runs import (
     GIB,
     Case,
+    dynamic,
     left_out,
     link_bandwidths,
+    outcome,
     parallel,
     refuse_other_experts,
     run_all,
@@ -114,7 +117,7 @@ def test_what_does_not_fit_is_told_with_the_sum(result):
 def test_replicas_that_share_nothing_are_as_fast_as_one_each(result):
     for name, system in result.study.systems.items():
         alone = Case(name, parallel(ep=1), "dispatch", "none", 1.0, gpus=1)
-        one, all_ = result.runs[alone], result.runs[Case(*_fields(alone)[:-1])]
+        one, all_ = result.runs[alone], result.runs[replace(alone, gpus=0)]
         assert all_.tokens_per_s == pytest.approx(system.gpus * one.tokens_per_s, rel=1e-9)
         assert (all_.communication, all_.bytes_per_token, all_.hit_rate) == (0.0, 0.0, None)
 
@@ -146,6 +149,20 @@ def test_strategies_that_were_left_out_are_simulated(result):
     assert mixed.memory.parts["experts"] == pytest.approx(16 * 128 * EXPERT_LAYER_BYTES)
     rows = [row for row in flat_rows(result) if row["strategy"] in of]
     assert len(rows) == 2 * len(result.study.systems)
+
+
+def test_dynamic_placement_is_simulated(result):
+    study = result.study
+    cases = {name: dynamic(study, name) for name in study.systems}
+    assert cases["2xA100"] is None, "its hybrid has all experts on every GPU"
+    rows = [row for row in flat_rows(result) if row["strategy"] == "dynamic_placement"]
+    assert len(rows) == 3
+    # The first placement is made after four steps, and moves in the next ones.
+    extent = result.extent.model_copy(update={"steps": 3, "warmup_steps": 4})
+    case = cases["8xA100"]
+    moving, fixed = (outcome(study, extent, one) for one in (case, replace(case, rebalance="")))
+    assert moving.memory == fixed.memory
+    assert moving.bytes_per_token > 2 * fixed.bytes_per_token, "what moves is counted"
 
 
 def test_every_link_is_sped_up():
@@ -409,7 +426,3 @@ def test_study_refuses_in_one_line(call, argv, line):
     assert (status, out) == (2, "")
     (told,) = err.splitlines()
     assert told.startswith(line)
-
-
-def _fields(case: Case) -> tuple[object, ...]:
-    return tuple(getattr(case, name) for name in case.__dataclass_fields__)
