@@ -1,4 +1,4 @@
-"""Floor 5: one run as one function, from names to figures.
+"""Floor 6: one run as one function, from names to figures.
 
     from simulator.api import simulate
 
@@ -10,18 +10,21 @@ The command line's `run` is this, printed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simulator import __version__
+from simulator import __version__, reporting
 from simulator.errors import InputError
 
 if TYPE_CHECKING:
+    from simulator.engine.serving.simulate import Report
     from simulator.results.analyzer import Context
     from simulator.results.energy import EnergyRates
+    from simulator.results.serving import ServingContext
     from simulator.spec.load import Inputs
 
 Progress = Callable[[int, int], None]
@@ -29,7 +32,11 @@ Progress = Callable[[int, int], None]
 
 Say = Callable[[str], object]
 
-_FETCH_FROM = {"host": "host memory over PCIe", "peer": "a peer GPU"}
+_FETCH_FROM = {
+    "host": "host memory over PCIe",
+    "peer": "a peer GPU",
+    "peer-or-host": "a peer GPU or host memory",
+}
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,8 @@ def simulate(
     """Simulate `workload` on `topology` (shipped names or paths) and analyze what the run left.
 
     overrides: "key.path=value" each; routing: a trace or law in place of the workload's. With `out`
-    the run's files are kept there: the tables, `result.json`, and Chrome traces of the first
-    `trace_steps` measured steps (none if 0). The same arguments give the same bytes. `say` is told
+    the run's files are kept there: the tables, `result.json`, `report.html`, and Chrome traces of
+    the first `trace_steps` measured steps (none if 0). The same arguments give the same bytes. `say` is told
     in a line of what takes long.
 
     Errors: InputError, one line per fault, for inputs that cannot be used and an `out` that holds
@@ -96,7 +103,9 @@ def simulate(
         run.write_result(
             {
                 "context": asdict(context),
+                "given": reporting.given("run", overrides, routing),
                 "input": given,
+                "memory": reporting.memory_of(inputs),
                 "notes": report.notes,
                 "routing": report.routing,
                 "seed": seed,
@@ -104,12 +113,126 @@ def simulate(
                 "versions": _versions(),
             }
         )
+        if out is not None:
+            reporting.write_report(run.path)
         if out is not None and trace_steps:
             from simulator.results.chrome import write_traces
 
             write_traces(run.path, report.gpus, trace_steps)
     kept = None if out is None else Path(out)
     return Result(summary, report.notes, given, report.solver, kept)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a serving run found; as `Result`, with the figures of `simulator.results.serving`."""
+
+    summary: dict[str, Any]
+    notes: list[str]
+    input: dict[str, object]
+    path: Path | None
+
+    def render(self, width: int = 80) -> str:
+        """The summary as text, in lines of at most `width` (at least 80) columns."""
+        from simulator.results.serving_summary import render
+
+        return render(self.summary, self.notes, width)
+
+
+def serve(
+    topology: str,
+    workload: str,
+    *,
+    requests: str | None = None,
+    overrides: Sequence[str] = (),
+    routing: str | None = None,
+    faults: str | None = None,
+    html: str | Path | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    say: Say | None = None,
+) -> Served:
+    """Serve `requests` (a recording or a law, in place of the workload's) on a cluster.
+
+    faults: a file with what breaks meanwhile, in place of the workload's `faults`; html: a file
+    that must not exist, for a page with the run over time. The other arguments, files and errors
+    are those of `simulate`; `progress` is told of requests that have ended.
+    """
+    from simulator.runfiles.rundir import open_run
+    from simulator.spec.load import load_inputs, resolved
+
+    if seed < 0:
+        raise InputError(f"seed: {seed} is negative; write 0 or more")
+    inputs = load_inputs(topology, workload, overrides, routing, requests, faults)
+    with open_run(None if out is None else Path(out)) as run:
+        from simulator.engine.serving.simulate import serve as run_service
+        from simulator.results.serving import analyze_serving
+
+        with announced_compilation(say):
+            report = run_service(inputs, run, seed, progress)
+        context = _serving_context(inputs, report)
+        summary = analyze_serving(run.path, context)
+        given = resolved(inputs)
+        run.write_result(
+            {
+                "serving_context": asdict(context),
+                "given": reporting.given("serve", overrides, routing, requests, faults),
+                "input": given,
+                "memory": reporting.memory_of(inputs, report.kv_blocks),
+                "notes": report.notes,
+                "routing": report.routing,
+                "seed": seed,
+                "summary": summary,
+                "versions": _versions(),
+            }
+        )
+        if out is not None:
+            reporting.write_report(run.path)
+        if html is not None:
+            _write_timeline(run.path, Path(html), inputs, summary)
+    return Served(summary, report.notes, given, None if out is None else Path(out))
+
+
+def _write_timeline(folder: Path, html: Path, inputs: Inputs, summary: dict[str, Any]) -> None:
+    """Write the page of a serving run in `folder`."""
+    from simulator.results.page import write_page
+    from simulator.results.serving_timeline import render_timeline
+
+    title = f"{inputs.workload.name} served on {inputs.topology.name}"
+    lines = [
+        f"{summary['finished']:,} of {summary['requests']:,} requests finished, "
+        f"{summary['failed']:,} failed, {summary['rejected']:,} rejected"
+    ]
+    if "faults" in summary:
+        lines.append(
+            f"{summary['faults']:,} faults: groups were up {summary['availability']:.2%} of the "
+            f"time, GPUs {summary['availability_gpus']:.2%}; "
+            f"{summary['lost_requests']:,} requests lost"
+        )
+    write_page(html, render_timeline(folder, title, lines, summary.get("fault_windows", [])))
+
+
+def _serving_context(inputs: Inputs, report: Report) -> ServingContext:
+    """What the figures of a serving run need beside its tables."""
+    from simulator.engine.serving.scheduler import BINS_PER_FACTOR, FIRST_BIN_S
+    from simulator.results.serving import ServingContext
+
+    asked = inputs.workload.serving
+    used = int(report.gaps.nonzero()[0].max(initial=-1)) + 1
+    return ServingContext(
+        gpus=report.gpus,
+        groups=report.groups,
+        kv_blocks=report.kv_blocks,
+        warmup_s=asked.warmup_s,
+        slo=asked.slo.model_dump(),
+        gap_counts=report.gaps[:used].tolist(),
+        gap_first_s=FIRST_BIN_S,
+        gap_factor=math.exp(1.0 / BINS_PER_FACTOR),
+        totals=report.totals,
+        lost=report.lost,
+        usd_per_hour=inputs.topology.gpu.price_per_hour * report.gpus,
+    )
 
 
 @contextmanager

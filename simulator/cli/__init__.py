@@ -15,7 +15,17 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from simulator import __version__
-from simulator.cli import arguments, commands
+from simulator.cli import (
+    arguments,
+    balance,
+    cache,
+    commands,
+    placement,
+    report,
+    routing_stats,
+    serve,
+    whatif,
+)
 from simulator.cli.arguments import PROGRAM, Parser
 from simulator.errors import InputError
 
@@ -36,6 +46,12 @@ COMMANDS = {
         "simulate a workload on a topology (the word may be left out)",
         "--topology nvswitch16 --workload moe128 --set overlap=none --seed 1",
     ),
+    "serve": Command(
+        serve.arguments,
+        serve.run,
+        "requests on a cluster: TTFT, TPOT, goodput, queues",
+        "serve --topology h100x16-rail --workload moe128-serving --requests requests.csv",
+    ),
     "transfers": Command(
         arguments.transfers,
         commands.transfers,
@@ -47,6 +63,18 @@ COMMANDS = {
         commands.collective,
         "how long a collective operation takes, size by size, as nccl-tests tells it",
         "collective --topology dgx-h100 --op allreduce -b 8 -e 512M",
+    ),
+    "balance": Command(
+        balance.arguments,
+        balance.run,
+        "how evenly placements of experts spread recorded loads over GPUs",
+        "balance moe128-python --replicas 144 --gpus 16 --policy linear,eplb",
+    ),
+    "placement": Command(
+        placement.arguments,
+        placement.run,
+        "all-to-all time, hottest link and memory of placements of experts on clusters",
+        "placement moe128-python --topology nvswitch16,h100x16-rail",
     ),
     "fit": Command(
         arguments.fit,
@@ -66,10 +94,16 @@ COMMANDS = {
         "a published analysis simulated, every claim of it beside what was found",
         "study prophet --quick --out studies/prophet",
     ),
+    "whatif": Command(
+        whatif.arguments,
+        whatif.run,
+        "one question asked many ways: a study of a run over axes, on all cores",
+        "whatif ep-degree --out studies/ep-degree",
+    ),
     "list": Command(
         arguments.list_,
         commands.list_,
-        "what is shipped: topologies, workloads, transports, traces, gpus, policies",
+        "what is shipped: topologies, workloads, transports, traces, studies, gpus, policies",
         "list workloads",
     ),
     "show": Command(
@@ -84,6 +118,12 @@ COMMANDS = {
         "the summary of a run kept with --out, from its files alone",
         "analyze runs/first --json",
     ),
+    "report": Command(
+        report.arguments,
+        report.run,
+        "a run kept with --out as one HTML page: what limits it, timeline, links",
+        "report runs/first --steps 2-3 -o steps.html",
+    ),
     "import": Command(
         arguments.import_,
         commands.import_,
@@ -91,10 +131,16 @@ COMMANDS = {
         "import jsonl routing.jsonl -o routing.parquet",
     ),
     "routing-stats": Command(
-        arguments.routing_stats,
-        commands.routing_stats,
+        routing_stats.arguments,
+        routing_stats.run,
         "how skewed a routing trace is, and how much its tokens resemble",
         "routing-stats moe128-python",
+    ),
+    "cache": Command(
+        cache.arguments,
+        cache.run,
+        "hit rates of expert caches on a routing trace, by policy and capacity",
+        "cache moe128-python --capacity 8,16,32 --policy lru,lfu,belady",
     ),
 }
 

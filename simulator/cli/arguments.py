@@ -196,7 +196,9 @@ def validate(parser: Parser) -> None:
 def study(parser: Parser) -> None:
     """`study`."""
     parser.add_argument(
-        "name", metavar="NAME", help="prophet, large-ep, layerwise, mlperf-summarization or cache"
+        "name",
+        metavar="NAME",
+        help="prophet, large-ep, layerwise, mlperf-summarization, deepseek-v3 or cache",
     )
     parser.add_argument(
         "--out",
@@ -223,7 +225,7 @@ def study(parser: Parser) -> None:
     for flag, metavar, text in (
         ("--topology", "T", "the cluster: a shipped name or a path"),
         ("--workload", "W", "the model and its traffic: a shipped name or a path"),
-        ("--routing", "TRACE|LAW", "in place of the workload's"),
+        ("--routing", "TRACE|LAW", "in place of the workload's (deepseek-v3: beside its law)"),
         ("--eviction", "LIST", "policies, as in lru,lfu,belady (default: all)"),
         ("--prefetch", "LIST", "predictors, as in none,markov,oracle:2 (default: the usual ones)"),
     ):

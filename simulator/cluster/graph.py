@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 
+from simulator.cluster.changes import change
+
 if TYPE_CHECKING:
     from simulator.spec.builds import LinkRate
     from simulator.spec.schema import Topology
@@ -23,9 +25,10 @@ else:
 
 
 def build_graph(topology: Topology) -> Graph:
-    """The graph of a topology."""
+    """The graph of a topology; raises InputError for changes of what it does not have."""
     graph: Graph = nx.DiGraph(name=topology.name, ecmp=getattr(topology.build, "ecmp", "hashed"))
     BUILDERS[topology.build.kind](graph, topology.build)
+    change(graph, topology.changes)
     return graph
 
 

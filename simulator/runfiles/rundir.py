@@ -55,6 +55,11 @@ class RunDir:
         return self.path / "loads.parquet"
 
     @property
+    def requests(self) -> Path:
+        """What became of each request of a serving run."""
+        return self.path / "requests.parquet"
+
+    @property
     def result(self) -> Path:
         """What the run was, and its summary; its presence says that the run ended well."""
         return self.path / "result.json"

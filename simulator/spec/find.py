@@ -1,4 +1,6 @@
-"""Where topologies, workloads, transports and traces lie: shipped ones by name, others by path."""
+"""Where inputs lie: topologies, workloads, transports, traces and studies that are shipped by name,
+others by path.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,14 @@ from typing import Literal
 from simulator.errors import InputError
 from simulator.spec.units import did_you_mean
 
-Kind = Literal["topology", "workload", "transport", "trace"]
+Kind = Literal["topology", "workload", "transport", "trace", "study"]
 
 _FOLDERS: dict[Kind, tuple[str, str]] = {
     "topology": ("topologies", ".yaml"),
     "workload": ("workloads", ".yaml"),
     "transport": ("transports", ".yaml"),
     "trace": ("traces", ".parquet"),
+    "study": ("whatif", ".yaml"),
 }
 _PACKAGE = Path(__file__).resolve().parents[1]
 

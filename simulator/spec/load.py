@@ -26,6 +26,7 @@ from simulator.spec.hf import read_config
 from simulator.spec.plan import check
 from simulator.spec.profile import put_under, read_profile
 from simulator.spec.schema import Gpu, Topology, Workload
+from simulator.spec.timeline import put_timeline, read_timeline
 from simulator.spec.units import did_you_mean
 
 Root = Literal["topology", "workload"]
@@ -73,7 +74,7 @@ def load_inputs(
     ("key.path=value").
 
     ``routing`` replaces ``routing.source`` (a trace or a law), ``requests`` replaces
-    ``requests.source``, ``faults`` the workload's (a file, see ``_timeline``). Raises InputError
+    ``requests.source``, ``faults`` the workload's (a file, see ``timeline``). Raises InputError
     with one line per fault.
     """
     split = [_split(text, ("topology", "workload")) for text in overrides]
@@ -81,7 +82,10 @@ def load_inputs(
         split.append(_Override("workload", ("routing", "source"), routing, "--routing"))
     if requests is not None:
         split.append(_Override("workload", ("requests", "source"), requests, "--requests"))
-    timeline = None if faults is None else _timeline(faults)
+    timeline = None
+    if faults is not None:
+        file = Path(faults).expanduser()
+        timeline = read_timeline(file, _shown(file))
     refused = []
     gpu = None
     try:
@@ -173,7 +177,7 @@ def _load(
     for override in mine:
         _put(document, spec, override)
     if timeline is not None:
-        _fill_timeline(document, timeline)
+        put_timeline(document, timeline)
     if root == "topology":
         _fill_profile(document, path)
     elif gpu is not None:
@@ -362,37 +366,6 @@ def _beside(given: str, path: Path) -> Path | None:
         if candidate.is_file():
             return candidate
     return None
-
-
-def _timeline(given: str) -> Document:
-    """A file of faults: the keys ``faults`` and, if wanted, ``on_member_loss``."""
-    file = Path(given).expanduser()
-    document = read_document(file, _shown(file))
-    known = ["faults", "on_member_loss"]
-    for key in document.data:
-        if key not in known:
-            hint = did_you_mean(key, known) or f"; known here: {', '.join(known)}"
-            raise InputError(document.fault((key,), f"unknown key{hint}", key=True))
-    if "faults" not in document.data:
-        raise InputError(document.fault((), "faults: required, but not given"))
-    return document
-
-
-def _fill_timeline(document: Document, timeline: Document) -> None:
-    """Puts a file of faults in place of the workload's own."""
-    places = {"faults": ("faults",), "on_member_loss": ("serving", "on_member_loss")}
-    for key, value in timeline.data.items():
-        where = places[key]
-        if len(where) > 1 and not isinstance(document.data.setdefault(where[0], {}), dict):
-            continue  # told with the other faults
-        document.put(where, value, timeline.mark((key,)))
-        for marks, given in (
-            (document.value_marks, timeline.value_marks),
-            (document.key_marks, timeline.key_marks),
-        ):
-            for path, mark in given.items():
-                if path[:1] == (key,):
-                    marks[(*where, *path[1:])] = mark
 
 
 def _trace(workload: Workload, document: Document, path: Path) -> Path | None:

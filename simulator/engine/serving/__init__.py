@@ -1,0 +1,1 @@
+"""Serving: requests on groups of GPUs, step after step."""

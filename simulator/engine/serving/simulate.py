@@ -1,0 +1,444 @@
+"""A serving run: from the inputs to the tables of a run directory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from zlib import crc32
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+
+from simulator.cluster.graph import Graph, build_graph, gpus
+from simulator.cluster.routes import routes_between
+from simulator.engine.costs import by_kind
+from simulator.engine.homes import Near
+from simulator.engine.layout import Layout
+from simulator.engine.links import wires_of
+from simulator.engine.placed import near as near_to
+from simulator.engine.placed import placement_of, plain
+from simulator.engine.ranks import ranks_of
+from simulator.engine.roads import Roads, algorithm, roads_of, sending
+from simulator.engine.serving import scheduler
+from simulator.engine.serving.copies import routing_of
+from simulator.engine.serving.costs import costs_of, kv_blocks, wires_of_group
+from simulator.engine.serving.dense import layout_for, whole_on_a_gpu
+from simulator.engine.serving.faults import Timeline
+from simulator.engine.serving.group import Group, Setup
+from simulator.engine.serving.handover import Handover, Mover
+from simulator.engine.serving.pool import Pool, pool_of
+from simulator.engine.serving.scheduler import Ledger, Limits
+from simulator.engine.serving.service import Service, Told, Tries
+from simulator.engine.serving.timing import Routing
+from simulator.engine.transport import token_bytes
+from simulator.errors import InputError
+from simulator.model import sizes
+from simulator.model.compute import ComputeModel, beside
+from simulator.policies import dispatch
+from simulator.policies.pick import pick
+from simulator.requests.load import load_requests
+from simulator.requests.requests import Requests
+from simulator.runfiles import serving as tables
+from simulator.runfiles.incidents import write_incidents
+from simulator.runfiles.rundir import RunDir
+from simulator.spec.choices import parse_choice
+from simulator.spec.load import Inputs
+from simulator.spec.schema import Workload
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Report:
+    """What a serving run says beside its tables. groups: replicas of the model, of `ep` GPUs;
+    lost: requests that failed because of faults, None without a timeline.
+    """
+
+    gpus: int
+    ep: int
+    groups: int
+    kv_blocks: int
+    routing: dict[str, object]
+    notes: list[str] = field(default_factory=list)
+    totals: dict[str, float] = field(default_factory=dict)
+    gaps: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    lost: int | None = None
+
+
+def serve(inputs: Inputs, run: RunDir, seed: int, progress: Progress | None = None) -> Report:
+    """Serve all requests and write `requests.parquet` and `steps.parquet` into `run`.
+
+    Raises InputError for inputs that do not go together, and for what serving does not model.
+    """
+    workload = inputs.workload
+    refuse(workload)
+    assert workload.requests is not None
+    requests = load_requests(workload.requests, seed, inputs.requests_dir)
+    cluster = cluster_of(inputs, requests, seed)
+    of = cluster.service.of
+    notes = [*requests.notes, *cluster.pool.notes]
+    with tables.StepWriter(run.steps) as steps:
+
+        def told(step: Told) -> None:
+            steps.append(
+                step.group, step.step.start_s, step.step.end_s, step.step.prompt,
+                step.step.generated, step.waiting, step.running, step.used_blocks,
+            )  # fmt: skip
+
+        cluster.service.on_step = told
+        whole_blocks = cluster.service.groups[0].of.limits.blocks
+        timeline = timeline_of(inputs, cluster, seed)
+        if timeline is not None:
+            timeline.begin()
+        arrive(cluster, requests, progress)
+        cluster.service.env.run()
+        while timeline is not None and cluster.service.left and timeline.end():
+            cluster.service.env.run()
+    if cluster.service.left:
+        raise AssertionError(f"{cluster.service.left} requests are still there at the end")
+    ledger = cluster.service.ledger
+    tables.write_requests(
+        run.requests, of.arrival_s, ledger.prompt, ledger.output, ledger.priority, of.outcome,
+        of.attempts, cluster.service.served_by, ledger.admitted_s, ledger.first_s, ledger.last_s,
+        of.finish_s, ledger.made, of.wasted, ledger.reused, ledger.preempted, ledger.largest_gap_s,
+    )  # fmt: skip
+    if timeline is not None:
+        notes += timeline.notes
+        write_incidents(run.path, timeline.log)
+    groups = cluster.service.groups
+    totals = np.sum([group.ranks.totals for group in groups], axis=0).tolist()
+    handover = cluster.handover
+    moved: dict[str, float] = {
+        "kv_transfers": 0 if handover is None else handover.transfers,
+        "kv_moved_bytes": 0.0 if handover is None else handover.moved_bytes,
+    }
+    return Report(
+        gpus=cluster.layout.gpus,
+        ep=cluster.layout.ep,
+        groups=len(groups),
+        kv_blocks=whole_blocks,
+        routing={"source": workload.routing.source},
+        notes=notes,
+        totals={name: totals[place] for name, place in TOTALS.items()} | moved,
+        gaps=np.sum([group.ranks.gaps for group in groups], axis=0),
+        lost=None if timeline is None else timeline.lost,
+    )
+
+
+TOTALS = {
+    "preemptions": scheduler.PREEMPTIONS,
+    "prompt_tokens_computed": scheduler.PROMPT_TOKENS,
+    "tokens_generated": scheduler.GENERATED_TOKENS,
+    "prefix_blocks_found": scheduler.FOUND,
+    "prefix_blocks_looked_for": scheduler.LOOKED_FOR,
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster ready to serve. handover: where some groups prefill and others decode."""
+
+    service: Service
+    handover: Handover | None
+    pool: Pool
+    layout: Layout
+    roads: Roads
+    graph: Graph
+    names: list[str]
+
+
+def cluster_of(inputs: Inputs, requests: Requests, seed: int) -> Cluster:
+    """Groups, queues and dispatcher of a workload on a topology."""
+    workload = inputs.workload
+    graph = build_graph(inputs.topology)
+    names = gpus(graph)
+    near, placement, placed = None, None, ""
+    if workload.model.moe.experts and not plain(workload):
+        near = near_to(inputs, graph, names)
+        placement, placed = placement_of(inputs, near, seed)
+    layout = layout_for(workload, len(names), inputs.topology.name, placement)
+    if layout.offloaded:
+        raise InputError("expert_slots: serving keeps all experts resident; leave it out")
+    roads = roads_of(inputs, graph, layout)
+    pool = pool_of(inputs, seed)
+    if placed:
+        pool.notes.append(placed)
+    ledger = ledger_of(requests, pool)
+    setups = setups_of(inputs, graph, layout, roads, pool, requests, near)
+    groups = [Group(setup, ledger) for setup in setups]
+    asked = workload.serving
+    if asked.prefill_groups >= len(groups) and asked.prefill_groups:
+        raise InputError(
+            f"serving.prefill_groups: {asked.prefill_groups} of {len(groups)} groups of "
+            f"{layout.ep} GPUs leaves none to decode; write less"
+        )
+    for number, group in enumerate(groups):
+        if asked.speed:
+            group.speed[:] = of_group(asked.speed, number)
+        group.delay_s = of_group(asked.cold_start_s, number)
+    group_of = np.repeat(np.arange(len(groups), dtype=np.int32), layout.ep)
+    if asked.shares and len(asked.shares) != len(groups):
+        raise InputError(
+            f"serving.shares: {len(asked.shares)} shares for {len(groups)} groups of "
+            f"{layout.ep} GPUs; write one per group"
+        )
+    shares = np.array(asked.shares) if asked.shares else None
+    maker = pick("dispatch", dispatch.DISPATCHERS, parse_choice(asked.dispatch, "dispatch").name)
+    entry = np.ones(len(groups), dtype=np.bool_)
+    if asked.prefill_groups:
+        entry[asked.prefill_groups :] = False
+    service = Service(
+        simpy.Environment(0.0),
+        groups,
+        ledger,
+        maker(dispatch.Setup(group_of, shares)),
+        Tries(
+            asked.attempts,
+            math.inf if asked.timeout_s is None else asked.timeout_s,
+            np.array([of_group(asked.failure_probability, n) for n in range(len(groups))]),
+            kept=asked.lost_kv == "resume",
+        ),
+        np.random.default_rng([seed, crc32(b"failures")]),
+        entry,
+    )
+    handover = None
+    if asked.prefill_groups:
+        handing = maker(dispatch.Setup(group_of, None))
+        handover = connect(inputs, graph, names, service, entry, handing)
+    return Cluster(service, handover, pool, layout, roads, graph, names)
+
+
+def timeline_of(inputs: Inputs, cluster: Cluster, seed: int) -> Timeline | None:
+    """What breaks in a run, None if nothing does; InputError for what is not in the graph."""
+    if not inputs.workload.faults:
+        return None
+    return Timeline(
+        inputs,
+        cluster.graph,
+        cluster.names,
+        cluster.layout,
+        cluster.pool,
+        cluster.service,
+        cluster.handover,
+        seed,
+    )
+
+
+def connect(
+    inputs: Inputs,
+    graph: Graph,
+    names: list[str],
+    service: Service,
+    entry: NDArray[np.bool_],
+    dispatcher: dispatch.Dispatcher,
+) -> Handover:
+    """Have groups that prefill hand the KV of their requests to those that do not."""
+    model = inputs.workload.model
+    first = entry[service.group_of]
+    workers = len(first)
+    source, target = (
+        ends.astype(np.int32) for ends in np.nonzero(first[:, None] & ~first[None, :])
+    )
+    routes = routes_between(graph, names, source, target, None)
+    route = np.full((workers, workers), -1, dtype=np.int32)
+    route[source, target] = np.arange(len(source), dtype=np.int32)
+    share = by_kind(inputs.workload.copy_efficiency)
+
+    def kv_bytes(tokens: int) -> float:
+        return sizes.kept_tokens(model, tokens) * sizes.kv_bytes_per_token_layer(model)
+
+    mover = Mover(service.env, wires_of(routes))
+    wire_bytes = 1.0 / share[routes.kind_of]
+    return Handover(service, mover, route, kv_bytes, wire_bytes, dispatcher, ~entry)
+
+
+def of_group(given: Sequence[float], group: int) -> float:
+    """What a list says of a group: the last entry holds for all that follow."""
+    return given[min(group, len(given) - 1)]
+
+
+def arrive(cluster: Cluster, requests: Requests, progress: Progress | None) -> None:
+    """Have all requests come at their times, or one for each that ends (closed concurrency)."""
+    service = cluster.service
+    number = len(requests)
+    ended = 0
+    coming: Iterator[int] = iter(range(number))
+
+    def end(_: int) -> None:
+        nonlocal ended
+        ended += 1
+        if progress is not None and (ended % 64 == 0 or ended == number):
+            progress(ended, number)
+        if requests.concurrency is not None:
+            following = next(coming, None)
+            if following is not None:
+                service.at(service.env.now, lambda: service.submit(following))
+
+    service.on_end = end
+    if requests.concurrency is not None:
+        for _ in range(min(requests.concurrency, number)):
+            first = next(coming)
+            service.at(0.0, lambda request=first: service.submit(request))  # type: ignore[misc]
+        return
+
+    def next_one(request: int) -> None:
+        if request + 1 < number:
+            service.at(float(requests.arrival_s[request + 1]), lambda: next_one(request + 1))
+        service.submit(request)
+
+    service.at(float(requests.arrival_s[0]), lambda: next_one(0))
+
+
+def refuse(workload: Workload) -> None:
+    """Raise InputError for what serving does not model."""
+    if workload.requests is None:
+        raise InputError(
+            "requests: a workload that is served says which; give --requests FILE or LAW, "
+            "for example --requests poisson:10 --set requests.limit=1000 "
+            "--set requests.prompt=lognormal:1000:1 --set requests.output=exponential:200"
+        )
+    if workload.expert_access == "fetch":
+        raise InputError("expert_access: serving sends tokens to experts; write dispatch")
+    if workload.rebalance is not None:
+        raise InputError("rebalance: serving keeps experts where they are; write null")
+    if workload.redundant_experts and workload.replica_choice != "nearest":
+        raise InputError("replica_choice: serving sends to the nearest copy; write nearest")
+    if workload.traffic.speculative:
+        raise InputError("traffic.speculative: serving does not model it; leave it out")
+    if not whole_on_a_gpu(workload):
+        raise InputError("parallel: serving lays a model over EP groups; write ep alone")
+    overlap = parse_choice(workload.overlap, "overlap").name
+    if overlap not in ("none", "two-batch"):
+        raise InputError(f"overlap: serving knows none and two-batch, not {overlap}")
+    if workload.model.moe.experts and workload.network != "coflow":
+        raise InputError(
+            "network: serving has a collective progress as one; write --set network=coflow"
+        )
+
+
+def ledger_of(requests: Requests, pool: Pool) -> Ledger:
+    """All requests before the first comes; each follows a recorded sequence, in turn."""
+    number = len(requests)
+    turn = np.arange(number) % len(pool.row)
+    none = np.zeros(number, dtype=np.int32)
+    never = np.full(number, -1.0)
+    _, block = np.unique(requests.block_hash, return_inverse=True)
+    return Ledger(
+        prompt=requests.prompt_tokens.copy(),
+        output=requests.output_tokens.copy(),
+        priority=requests.priority.copy(),
+        row=pool.row[turn],
+        rows=pool.rows[turn],
+        state=np.zeros(number, dtype=np.int8),
+        largest_gap_s=np.zeros(number),
+        block_ptr=requests.block_ptr.copy(),
+        block=block.astype(np.int32),
+        done=none.copy(),
+        made=none.copy(),
+        blocks=none.copy(),
+        shared=none.copy(),
+        next=none.copy(),
+        preempted=none.copy(),
+        reused=none.copy(),
+        admitted_s=never.copy(),
+        first_s=never.copy(),
+        last_s=never.copy(),
+    )
+
+
+def setups_of(
+    inputs: Inputs,
+    graph: Graph,
+    layout: Layout,
+    roads: Roads,
+    pool: Pool,
+    requests: Requests,
+    near: Near | None,
+) -> list[Setup]:
+    """What each group is made of; groups differ by their wires and by which copies are near."""
+    workload = inputs.workload
+    model, asked, gpu = workload.model, workload.serving, inputs.topology.gpu
+    overlapping = workload.overlap != "none" and layout.ep > 1
+    held = workload.transport.sms if overlapping else 0
+    compute = ComputeModel(model, beside(gpu, held), "decode", 1, workload.cuda_graphs)
+    routings = [
+        routing_in_group(inputs, layout, pool, near, first)
+        for first in range(0, layout.gpus if near is not None else layout.ep, layout.ep)
+    ]
+    evaluation = routings[0][1]
+    costs = costs_of(compute, asked.max_batched_tokens, evaluation)
+    blocks = kv_blocks(workload, gpu, layout, asked.max_batched_tokens, asked.kv_block)
+    if asked.kv_capacity_bytes is not None:
+        per_token = model.layers * sizes.kv_bytes_per_token_layer(model)
+        given = int(asked.kv_capacity_bytes // (per_token * asked.kv_block))
+        if not 0 < given <= blocks:
+            raise InputError(
+                f"serving.kv_capacity: {given} blocks of {asked.kv_block} tokens; there is room "
+                f"for 1 to {blocks}"
+            )
+        blocks = given
+    prefix = requests.block_tokens if asked.prefix_reuse else 0
+    if prefix % asked.kv_block:
+        raise InputError(
+            f"serving.kv_block: {asked.kv_block} does not divide the {prefix} tokens of a prefix "
+            "block; write a divisor of it"
+        )
+    limits = Limits(
+        tokens=asked.max_batched_tokens,
+        blocks=blocks,
+        block_tokens=asked.kv_block,
+        prefix_tokens=prefix,
+        chunked=asked.chunked_prefill,
+        swap=asked.preemption == "swap",
+        hand_on=False,
+    )
+    dispatching = sending(inputs, layout, roads, "dispatch")
+    combining = sending(inputs, layout, roads, "combine")
+    tiered = layout.ep > 1 and algorithm(workload.transport, "dispatch") == "two-tier"
+    node = ranks_of(graph).node if layout.gpus > 1 else np.zeros(1, dtype=np.int32)
+    prefixes = int(np.unique(requests.block_hash).size)
+    return [
+        Setup(
+            ranks=layout.ep,
+            most=asked.max_seqs,
+            halves=2 if overlapping else 1,
+            prefixes=prefixes,
+            costs=costs,
+            wires=wires_of_group(roads, layout, dispatching, combining, node, first, tiered),
+            routing=routings[number % len(routings)][0],
+            limits=limits._replace(hand_on=number < asked.prefill_groups),
+            swap_s_per_token=swap_seconds(workload),
+        )
+        for number, first in enumerate(range(0, layout.gpus, layout.ep))
+    ]
+
+
+def routing_in_group(
+    inputs: Inputs, layout: Layout, pool: Pool, near: Near | None, first: int
+) -> tuple[Routing, NDArray[np.int32]]:
+    """Routing of the group whose GPUs begin at `first` when nothing is broken; near: of all GPUs,
+    needed where experts have copies.
+    """
+    model = inputs.workload.model
+    mine = slice(first, first + layout.ep)
+    if near is not None:
+        near = Near(near.node[mine], near.latency_s[mine], near.seconds_per_byte[mine])
+    return routing_of(
+        layout.placement,
+        pool,
+        model.moe.first_dense_layers,
+        model.moe.experts,
+        layout.ep,
+        np.arange(layout.ep, dtype=np.int32),
+        near,
+        token_bytes(inputs.workload.transport, "dispatch", model.hidden),
+    )
+
+
+def swap_seconds(workload: Workload) -> float:
+    """Seconds to copy a token's KV between a GPU and host memory, over PCIe Gen5 x16 (64 GB/s)."""
+    model = workload.model
+    size = model.layers * sizes.kv_bytes_per_token_layer(model)
+    return float(size / (64e9 * workload.copy_efficiency.pcie))

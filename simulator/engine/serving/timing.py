@@ -1,0 +1,625 @@
+"""The compiled core of serving: who is in a step, how long it takes, and what comes of it.
+
+A *group* is the GPUs of one expert-parallel group; each is a *rank* with attention, KV cache and
+queue of its own (data-parallel attention), and all step together. A step takes the tokens that
+every rank's scheduler picks, follows each through the recorded routing to the GPUs of its experts,
+and goes through the layers as `simulator.engine.step` does with `network: coflow` (a collective
+starts when all ranks are ready, takes as long as its slowest link, and all receive together);
+`tests/serving/test_against_step.py` holds the two against each other.
+
+Functions that call each other are in this one file, as numba's cache wants it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.compiled import allocation_free, inlined
+
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float64]
+Int16s = NDArray[np.int16]
+Int32s = NDArray[np.int32]
+Int64s = NDArray[np.int64]
+
+# Places in `Costs.plain`, `Costs.moe` and `Wires.sends`.
+FLOPS, BANDWIDTH, LAUNCH, FLOOR, INSIDE_FLOOR = 0, 1, 2, 3, 5
+(
+    MOE_FLOPS, MOE_BANDWIDTH, MOE_LAUNCH, MOE_PASSES, MOE_WEIGHT, MOE_INPUT, MOE_HIDDEN,
+    MOE_INTERMEDIATE, MOE_FILL, MOE_TILE, MOE_FLOOR,
+) = range(11)  # fmt: skip
+TOKEN_BYTES, HALF_SIZE, PACKED, DELAY = range(4)
+DECODE, PREFILL = range(2)
+DENSE, SPARSE = range(2)
+CAME, TOTAL, TILES, ACTIVE = range(4)  # `Work.sums`
+# `Work.lanes`: what each operation waits for, layers, what runs, how many are queued.
+LAYER, RUNNING, QUEUED, LANES = 16, 18, 19, 20
+
+
+class Costs(NamedTuple):
+    """What a rank's kernels take, in tables by rows (tokens) where they depend on nothing else.
+
+    fixed_s float64 [2, rows + 1]: attention without scores (dense layers, MoE layers);
+    ffn_s float64 [2, rows + 1]: dense FFN, shared experts; head_s float64 [rows + 1];
+    inside_s float64 [2, rows + 1]: what a phase adds beside its scores (decode, prefill);
+    scores float64 [2, 3]: FLOPs per (query, key) pair, bytes per key, bytes per query;
+    plain float64 [7] and moe float64 [11]: figures of the kernels (places above; the floors are
+    what the host takes to launch attention in dense and MoE layers, and more for either phase);
+    windowed uint8 [layers]; window: keys of a windowed layer (0: none);
+    evaluation int32 [layers]: which recorded layer's routing a layer has (-1: dense).
+    """
+
+    fixed_s: Floats
+    ffn_s: Floats
+    head_s: Floats
+    inside_s: Floats
+    scores: Floats
+    plain: Floats
+    moe: Floats
+    windowed: Bytes
+    window: int
+    evaluation: Int32s
+
+
+class Wires(NamedTuple):
+    """How the ranks of a group reach each other.
+
+    between int32 [2, ranks, ranks] routes of what dispatch takes from row to column, and combine
+    back; ptr int64 [links + 1], route int32 and seconds_per_byte float64 [2, crossings], how long a
+    byte of each route keeps each link busy; latency_s float64 [routes]; sends float64 [2, 4] of
+    dispatch and combine (places above); once: a token goes once to a GPU, not once per expert; node
+    int32 [ranks] and landing int32 [ranks, nodes]: for sending in two tiers (`tiered`).
+    """
+
+    between: Int32s
+    ptr: Int64s
+    route: Int32s
+    seconds_per_byte: Floats
+    latency_s: Floats
+    sends: Floats
+    once: bool
+    tiered: bool
+    node: Int32s
+    landing: Int32s
+
+
+class Routing(NamedTuple):
+    """Recorded choices and where experts are.
+
+    ids int16 [tokens, recorded, k]; recorded int32 [evaluations], the recorded layer of each;
+    copy int16 [evaluations, classes, experts], which copy a rank of a class takes; kind int32
+    [ranks], its class; gpu int16 [copies], where a copy is.
+    """
+
+    ids: Int16s
+    recorded: Int32s
+    copy: Int16s
+    kind: Int32s
+    gpu: Int16s
+
+
+class Work(NamedTuple):
+    """Room for one step of a group with `halves` micro-batches (`work_for`).
+
+    token int64 [tokens]: rows of `ids`, by rank; ends int64 [ranks, halves + 1]: where each rank's
+    tokens of each micro-batch begin and end; phase float64 [halves, ranks, 2, 6]: per phase rows,
+    pairs, keys, the same two within the window, and rows that need logits (in DECODE's place).
+    """
+
+    token: Int64s
+    ends: Int64s
+    phase: Floats
+    attention_s: Floats
+    ffn_s: Floats
+    head_s: Floats
+    experts_s: Floats
+    sends_s: Floats
+    pairs: Int32s
+    nodes: Int32s
+    on_wire: Floats
+    counts: Int32s
+    chosen: Int32s
+    sums: Int64s
+    stamps: Int64s
+    ready_s: Floats
+    heap_s: Floats
+    heap_i: Int64s
+    lanes: Int64s
+    queue: Int64s
+    todo: Int64s
+
+
+def work_for(
+    ranks: int,
+    tokens: int,
+    wires: Wires,
+    routing: Routing,
+    halves: int,
+) -> Work:
+    """Room for steps of up to `tokens` tokens per rank."""
+    evaluations = max(len(routing.recorded), 1)
+    nodes = wires.landing.shape[1]
+    return Work(
+        token=np.zeros(ranks * tokens, dtype=np.int64),
+        ends=np.zeros((ranks, halves + 1), dtype=np.int64),
+        phase=np.zeros((halves, ranks, 2, 6)),
+        attention_s=np.zeros((halves, 4, ranks)),
+        ffn_s=np.zeros((halves, 2, ranks)),
+        head_s=np.zeros((halves, ranks)),
+        experts_s=np.zeros((halves, evaluations, ranks)),
+        sends_s=np.zeros((halves, evaluations, 2)),
+        pairs=np.zeros((evaluations + 1, ranks, ranks), dtype=np.int32),
+        nodes=np.zeros((evaluations, ranks, nodes), dtype=np.int32),
+        on_wire=np.zeros(len(wires.latency_s)),
+        counts=np.zeros((evaluations, len(routing.gpu)), dtype=np.int32),
+        chosen=np.zeros((evaluations, routing.copy.shape[2]), dtype=np.int32),
+        sums=np.zeros((4, ranks), dtype=np.int64),
+        stamps=np.zeros(ranks + nodes, dtype=np.int64),
+        ready_s=np.zeros((3, ranks)),
+        heap_s=np.zeros(4 * ranks + 16),
+        heap_i=np.zeros((4 * ranks + 16, 2), dtype=np.int64),
+        lanes=np.zeros((LANES, ranks + 1), dtype=np.int64),
+        queue=np.zeros((ranks + 1, 8), dtype=np.int64),
+        todo=np.zeros(64 * (ranks + 1), dtype=np.int64),
+    )
+
+
+# --- how long a step takes
+
+
+@inlined
+def _ridge(a: float, b: float) -> float:
+    larger = max(a, b)
+    if larger == 0.0:
+        return 0.0
+    ratio = min(a, b) / larger
+    square = ratio * ratio
+    return float(larger * np.sqrt(np.sqrt(1.0 + square * square)))
+
+
+@inlined
+def moe_seconds(moe: Floats, tokens: float, rows: float, padded: float, active: float) -> float:
+    """`kernels.fused_moe` and its floor; the arguments as there."""
+    if rows == 0.0:
+        return 0.0
+    hidden, wide = moe[MOE_HIDDEN], moe[MOE_INTERMEDIATE]
+    seconds = moe[MOE_LAUNCH]
+    for part in range(2):
+        n = 2.0 * wide if part == 0 else hidden
+        k = hidden if part == 0 else wide
+        read = active * n * k * moe[MOE_WEIGHT] + rows * (k * moe[MOE_INPUT] + n * 2.0)
+        computed = 2.0 * padded * n * (k + moe[MOE_FILL]) / moe[MOE_FLOPS]
+        seconds += _ridge(computed, read / moe[MOE_BANDWIDTH])
+    passes = (
+        tokens * hidden * 4.0
+        + rows * hidden * (4.0 + moe[MOE_INPUT])
+        + rows * wide * (4.0 + moe[MOE_INPUT])
+    )
+    return float(max(seconds + passes / moe[MOE_PASSES], moe[MOE_FLOOR]))
+
+
+@inlined
+def _attention_seconds(costs: Costs, phase: Floats, kind: int, near: bool) -> float:
+    """Attention of one rank in one layer; phase float64 [2, 6]."""
+    rows = int(phase[DECODE, 0] + phase[PREFILL, 0])
+    if rows == 0:
+        return 0.0
+    seconds = costs.fixed_s[kind, rows]
+    floor = costs.plain[FLOOR + kind]
+    for which in range(2):
+        mine = phase[which, 0]
+        if mine > 0.0:
+            pairs, keys = (phase[which, 3], phase[which, 4]) if near else (
+                phase[which, 1], phase[which, 2]
+            )  # fmt: skip
+            of = costs.scores[which]
+            moved = keys * of[1] + mine * of[2]
+            seconds += costs.inside_s[which, int(mine)] + costs.plain[LAUNCH]
+            seconds += _ridge(of[0] * pairs / costs.plain[FLOPS], moved / costs.plain[BANDWIDTH])
+            floor += costs.plain[INSIDE_FLOOR + which]
+    return float(max(seconds, floor))
+
+
+@inlined
+def _collective_seconds(wires: Wires, which: int, tokens: Int32s, on_wire: Floats) -> float:
+    """A lone dispatch (0) or combine (1, the same pairs backwards) of tokens int32 [ranks, ranks],
+    after its delay; -1 if nothing is sent.
+    """
+    longest = -1.0
+    token_bytes, half = wires.sends[which, TOKEN_BYTES], wires.sends[which, HALF_SIZE]
+    packed = wires.sends[which, PACKED] > 0.0
+    single = token_bytes + np.sqrt(half * token_bytes)  # a message of one token
+    ranks = len(tokens)
+    on_wire[:] = 0.0
+    for a in range(ranks):
+        for b in range(ranks):
+            count = tokens[a, b]
+            if count == 0 or a == b:
+                continue
+            size = single * count
+            if packed:
+                size = token_bytes * count
+                if half > 0.0:
+                    size += np.sqrt(half * size)
+            route = wires.between[which, a, b]
+            on_wire[route] = size
+            longest = max(longest, wires.latency_s[route])
+    if longest < 0.0:
+        return -1.0
+    slowest = 0.0
+    busy_s = wires.seconds_per_byte[which]
+    for link in range(len(wires.ptr) - 1):
+        first, last = wires.ptr[link], wires.ptr[link + 1]
+        even, odd = 0.0, 0.0  # two sums, so that one addition need not wait for the other
+        for at in range(first, last - 1, 2):
+            even += on_wire[wires.route[at]] * busy_s[at]
+            odd += on_wire[wires.route[at + 1]] * busy_s[at + 1]
+        if (last - first) % 2:
+            even += on_wire[wires.route[last - 1]] * busy_s[last - 1]
+        slowest = max(slowest, even + odd)
+    return float(longest + slowest)
+
+
+@inlined
+def _count(wires: Wires, routing: Routing, work: Work, half: int) -> None:
+    """Rows of every copy, and tokens from rank to rank and to nodes, in every evaluation.
+
+    Token by token: the choices of one, in all layers, lie side by side.
+    """
+    ranks, evaluations = len(routing.kind), len(routing.recorded)
+    ids, counts, chosen, pairs, nodes = (
+        routing.ids, work.counts, work.chosen, work.pairs, work.nodes,
+    )  # fmt: skip
+    k, experts = ids.shape[2], chosen.shape[1]
+    last, last_node = work.stamps[:ranks], work.stamps[ranks:]
+    last[:] = -1
+    last_node[:] = -1
+    counts[:] = 0
+    pairs[:] = 0
+    nodes[:] = 0
+    stamp = 0
+    for rank in range(ranks):
+        first, end = work.ends[rank, half], work.ends[rank, half + 1]
+        kind = routing.kind[rank]
+        if wires.once:
+            for i in range(first, end):
+                row = work.token[i]
+                for at in range(evaluations):
+                    recorded = routing.recorded[at]
+                    stamp += 1
+                    for choice in range(k):
+                        expert = ids[row, recorded, choice]
+                        if expert < 0:
+                            continue
+                        place = routing.copy[at, kind, expert]
+                        counts[at, place] += 1
+                        target = routing.gpu[place]
+                        pairs[at, rank, target] += last[target] != stamp
+                        last[target] = stamp
+                        if wires.tiered:
+                            node = wires.node[target]
+                            nodes[at, rank, node] += last_node[node] != stamp
+                            last_node[node] = stamp
+        elif end > first:
+            for i in range(first, end):
+                row = work.token[i]
+                for at in range(evaluations):
+                    recorded = routing.recorded[at]
+                    for choice in range(k):
+                        expert = ids[row, recorded, choice]
+                        if expert >= 0:
+                            chosen[at, expert] += 1
+            for at in range(evaluations):
+                target, together = routing.gpu[0], 0
+                for expert in range(experts):
+                    count = chosen[at, expert]
+                    chosen[at, expert] = 0
+                    place = routing.copy[at, kind, expert]
+                    counts[at, place] += count
+                    if routing.gpu[place] != target:  # neighbours are often on one GPU
+                        pairs[at, rank, target] += together
+                        target, together = routing.gpu[place], 0
+                    together += count
+                pairs[at, rank, target] += together
+
+
+@inlined
+def _evaluate(
+    costs: Costs, wires: Wires, routing: Routing, work: Work, speed: Floats, half: int
+) -> None:
+    """Experts' times and both all-to-alls of every recorded layer, for one micro-batch."""
+    ranks = len(speed)
+    evaluations, nodes = len(routing.recorded), work.nodes.shape[2]
+    sums, two = work.sums, work.pairs[evaluations]
+    tile = int(costs.moe[MOE_TILE])
+    _count(wires, routing, work, half)
+    for at in range(evaluations):
+        counts, pairs = work.counts[at], work.pairs[at]
+        sums[:] = 0
+        if wires.once:
+            for a in range(ranks):
+                for b in range(ranks):
+                    sums[CAME, b] += pairs[a, b]
+        for place in range(len(routing.gpu)):
+            count = counts[place]
+            if count:
+                gpu = routing.gpu[place]
+                sums[TOTAL, gpu] += count
+                sums[TILES, gpu] += (count + tile - 1) // tile
+                sums[ACTIVE, gpu] += 1
+        for gpu in range(ranks):
+            if not wires.once:
+                sums[CAME, gpu] = sums[TOTAL, gpu]
+            work.experts_s[half, at, gpu] = speed[gpu] * moe_seconds(
+                costs.moe, float(sums[CAME, gpu]), float(sums[TOTAL, gpu]),
+                float(sums[TILES, gpu] * tile), float(sums[ACTIVE, gpu]),
+            )  # fmt: skip
+        carried = pairs
+        if wires.tiered:
+            two[:] = 0
+            for a in range(ranks):
+                for b in range(ranks):
+                    if pairs[a, b]:
+                        two[wires.landing[a, wires.node[b]], b] += pairs[a, b]
+            for a in range(ranks):
+                two[a, a] = 0
+            for a in range(ranks):
+                for node in range(nodes):
+                    if node != wires.node[a] and work.nodes[at, a, node]:
+                        two[a, wires.landing[a, node]] += work.nodes[at, a, node]
+            carried = two
+        for which in range(2):
+            work.sends_s[half, at, which] = _collective_seconds(wires, which, carried, work.on_wire)
+
+
+@allocation_free
+def step_seconds(
+    costs: Costs, wires: Wires, routing: Routing, work: Work, speed: Floats, halves: int
+) -> float:
+    """Seconds of the step whose tokens and phases stand in `work`.
+
+    speed: float64 [ranks], factors on each rank's compute times.
+    """
+    ranks = len(speed)
+    for half in range(halves):
+        for rank in range(ranks):
+            phase = work.phase[half, rank]
+            rows = int(phase[DECODE, 0] + phase[PREFILL, 0])
+            for kind in range(2):
+                for near in range(2):
+                    work.attention_s[half, 2 * kind + near, rank] = speed[rank] * (
+                        _attention_seconds(costs, phase, kind, near == 1)
+                    )
+                work.ffn_s[half, kind, rank] = speed[rank] * costs.ffn_s[kind, rows]
+            work.head_s[half, rank] = speed[rank] * costs.head_s[int(phase[DECODE, 5])]
+        _evaluate(costs, wires, routing, work, speed, half)
+    if halves == 1:
+        return _one_batch(costs, wires, work, ranks)
+    return _two_batches(costs, wires, work, ranks)
+
+
+@inlined
+def _one_batch(costs: Costs, wires: Wires, work: Work, ranks: int) -> float:
+    ready, shared = work.ready_s[0], work.ready_s[1]
+    ready[:] = 0.0
+    for layer in range(len(costs.evaluation)):
+        at = costs.evaluation[layer]
+        kind = DENSE if at < 0 else SPARSE
+        variant = 2 * kind + costs.windowed[layer]
+        all_there = 0.0
+        for rank in range(ranks):
+            end = ready[rank] + work.attention_s[0, variant, rank]
+            all_there = max(all_there, end)
+            shared[rank] = end + work.ffn_s[0, kind, rank]
+        if at >= 0:
+            sending = work.sends_s[0, at, 0]
+            if sending >= 0.0:
+                all_there += wires.sends[0, DELAY] + sending
+            received = all_there
+            for rank in range(ranks):
+                takes = work.experts_s[0, at, rank]
+                if takes > 0.0:
+                    all_there = max(all_there, max(received, shared[rank]) + takes)
+            sending = work.sends_s[0, at, 1]
+            if sending >= 0.0:
+                all_there += wires.sends[1, DELAY] + sending
+        for rank in range(ranks):
+            ready[rank] = max(all_there, shared[rank])
+    longest = 0.0
+    for rank in range(ranks):
+        longest = max(longest, ready[rank] + work.head_s[0, rank])
+    return longest
+
+
+# Two micro-batches share the streams, so their operations are queued one by one, in the order of
+# `simulator.engine.core`: what follows at an instant is done first come, first served. An operation
+# is known by micro-batch, kind and rank (`ranks` for a collective); an action is on an operation.
+_ATTENTION, _SHARED, _EXPERTS, _HEAD, _DISPATCH, _COMBINE, _DISPATCHED, _COMBINED = range(8)
+_COUNT, _JOIN, _START, _FINISH = range(4)
+_SAME_INSTANT = 2e-15  # times nearer than this fraction of the clock are one instant (rounding)
+
+
+@inlined
+def _push(work: Work, size: int, time_s: float, order: int, code: int) -> int:
+    heap, names = work.heap_s, work.heap_i
+    at = size
+    while at > 0:
+        up = (at - 1) // 2
+        if heap[up] < time_s or (heap[up] == time_s and names[up, 0] < order):
+            break
+        heap[at] = heap[up]
+        names[at, 0], names[at, 1] = names[up, 0], names[up, 1]
+        at = up
+    heap[at] = time_s
+    names[at, 0], names[at, 1] = order, code
+    return size + 1
+
+
+@inlined
+def _pop(work: Work, size: int) -> int:
+    """Take the first away (read it before); the number left."""
+    heap, names = work.heap_s, work.heap_i
+    size -= 1
+    time_s, order, code = heap[size], names[size, 0], names[size, 1]
+    at = 0
+    while True:
+        down = 2 * at + 1
+        if down >= size:
+            break
+        if down + 1 < size and (
+            heap[down + 1] < heap[down]
+            or (heap[down + 1] == heap[down] and names[down + 1, 0] < names[down, 0])
+        ):
+            down += 1
+        if time_s < heap[down] or (time_s == heap[down] and order < names[down, 0]):
+            break
+        heap[at] = heap[down]
+        names[at, 0], names[at, 1] = names[down, 0], names[down, 1]
+        at = down
+    heap[at] = time_s
+    names[at, 0], names[at, 1] = order, code
+    return size
+
+
+@inlined
+def _action(action: int, half: int, kind: int, rank: int) -> int:
+    """An action on an operation, as one number."""
+    return rank << 6 | half << 5 | kind << 2 | action
+
+
+@inlined
+def _takes(costs: Costs, work: Work, half: int, kind: int, rank: int, layer: int) -> float:
+    """Seconds of an operation on its stream; below 0 for what needs none."""
+    if kind == _HEAD:
+        return float(work.head_s[half, rank])
+    at = costs.evaluation[layer]
+    sparse = DENSE if at < 0 else SPARSE
+    if kind == _ATTENTION:
+        return float(work.attention_s[half, 2 * sparse + costs.windowed[layer], rank])
+    if kind == _SHARED:
+        return float(work.ffn_s[half, sparse, rank])
+    if at < 0 or kind >= _DISPATCHED:
+        return -1.0
+    if kind == _EXPERTS:
+        return float(work.experts_s[half, at, rank])
+    return float(work.sends_s[half, at, kind - _DISPATCH])
+
+
+@inlined
+def _two_batches(costs: Costs, wires: Wires, work: Work, ranks: int) -> float:
+    layers = len(costs.evaluation)
+    lanes, queue, todo = work.lanes, work.queue, work.todo
+    ring = len(todo)  # several per operation in flight
+    first, last = 0, 0
+    size, order, now = 0, 0, 0.0
+    lanes[:] = 1  # waits; the first attentions wait for the start alone
+    lanes[LAYER : LAYER + 2] = -1
+    lanes[LAYER : LAYER + 2, ranks] = 0  # of the collectives
+    lanes[RUNNING] = -1  # by stream; the last one: communication
+    lanes[QUEUED] = 0
+    for half in range(2):
+        lanes[8 * half + _DISPATCH, ranks] = lanes[8 * half + _COMBINE, ranks] = ranks
+        lanes[8 * half + _DISPATCHED] = lanes[8 * half + _COMBINED] = 2
+        for rank in range(ranks):
+            todo[last] = _action(_COUNT, half, _ATTENTION, rank)
+            last += 1
+    while True:
+        while True:
+            if first != last:
+                item = todo[first]
+                first = first + 1 if first + 1 < ring else 0
+            elif size > 0 and work.heap_s[0] <= now * (1.0 + _SAME_INSTANT):
+                item = work.heap_i[0, 1]
+                size = _pop(work, size)
+            else:
+                break
+            action, half, kind, rank = item & 3, item >> 5 & 1, item >> 2 & 7, item >> 6
+            code = item - action
+            waits = 8 * half + kind
+            follows = -1
+            if action == _COUNT:
+                lanes[waits, rank] -= 1
+                if lanes[waits, rank] > 0:
+                    continue
+                if kind in (_DISPATCH, _COMBINE):
+                    lanes[waits, rank] = ranks
+                    at = costs.evaluation[lanes[LAYER + half, ranks]]
+                    delay_s = wires.sends[kind - _DISPATCH, DELAY]
+                    if (
+                        at >= 0
+                        and delay_s > 0.0
+                        and work.sends_s[half, at, kind - _DISPATCH] >= 0.0
+                    ):
+                        size = _push(work, size, now + delay_s, order, code + _JOIN)
+                        order += 1
+                        continue
+                elif kind == _ATTENTION:
+                    lanes[waits, rank] = 2
+                    lanes[LAYER + half, rank] += 1
+                    if lanes[LAYER + half, rank] == layers:
+                        code = _action(0, half, _HEAD, rank)
+                elif kind >= _DISPATCHED:
+                    lanes[waits, rank] = 2
+                else:
+                    lanes[waits, rank] = 1
+                follows = code + _JOIN
+            elif action == _JOIN:
+                seconds = _takes(costs, work, half, kind, rank, lanes[LAYER + half, rank])
+                if seconds < 0.0 or (seconds == 0.0 and rank < ranks):
+                    follows = code + _START
+                elif lanes[RUNNING, rank] < 0:
+                    lanes[RUNNING, rank] = code
+                    follows = code + _START
+                else:
+                    queue[rank, lanes[QUEUED, rank]] = code
+                    lanes[QUEUED, rank] += 1
+            elif action == _START:
+                seconds = _takes(costs, work, half, kind, rank, lanes[LAYER + half, rank])
+                if seconds > 0.0 or (seconds == 0.0 and rank == ranks):
+                    # What was sent arrives before all else that happens at an instant.
+                    turn = -1 if rank == ranks else order
+                    size = _push(work, size, now + seconds, turn, code + _FINISH)
+                    order += 1
+                else:
+                    follows = code + _FINISH
+            else:
+                if kind == _ATTENTION:
+                    todo[last] = _action(_COUNT, half, _SHARED, rank)
+                    last = last + 1 if last + 1 < ring else 0
+                    todo[last] = _action(_COUNT, half, _DISPATCH, ranks)
+                    last = last + 1 if last + 1 < ring else 0
+                    follows = _action(_COUNT, half, _DISPATCHED, rank)
+                elif kind in (_DISPATCH, _COMBINE):
+                    for other in range(ranks):
+                        todo[last] = _action(_COUNT, half, kind - _DISPATCH + _DISPATCHED, other)
+                        last = last + 1 if last + 1 < ring else 0
+                    lanes[LAYER + half, ranks] += kind == _COMBINE
+                elif kind == _DISPATCHED:
+                    follows = _action(_COUNT, half, _EXPERTS, rank)
+                elif kind == _EXPERTS:
+                    todo[last] = _action(_COUNT, half, _COMBINE, ranks)
+                    last = last + 1 if last + 1 < ring else 0
+                    follows = _action(_COUNT, half, _COMBINED, rank)
+                elif kind != _HEAD:  # both the FFN and what was combined let the next layer begin
+                    follows = _action(_COUNT, half, _ATTENTION, rank)
+                if lanes[RUNNING, rank] == code:
+                    if follows >= 0:
+                        todo[last] = follows
+                        last = last + 1 if last + 1 < ring else 0
+                        follows = -1
+                    lanes[RUNNING, rank] = -1
+                    if lanes[QUEUED, rank]:
+                        lanes[RUNNING, rank] = queue[rank, 0]
+                        for i in range(1, lanes[QUEUED, rank]):
+                            queue[rank, i - 1] = queue[rank, i]
+                        lanes[QUEUED, rank] -= 1
+                        follows = lanes[RUNNING, rank] + _START
+            if follows >= 0:
+                todo[last] = follows
+                last = last + 1 if last + 1 < ring else 0
+        if size == 0:
+            return now
+        now = work.heap_s[0]
