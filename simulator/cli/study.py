@@ -177,4 +177,6 @@ def refuse_others(options: Namespace) -> None:
     for flag in OF_CACHE:
         if flag not in mine and getattr(options, flag) is not None:
             others = " and ".join(name for name, flags in SOME.items() if flag in flags)
-            raise InputError(f"study {options.name}: --{flag} goes with study {others}; leave it out")
+            raise InputError(
+                f"study {options.name}: --{flag} goes with study {others}; leave it out"
+            )
