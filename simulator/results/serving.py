@@ -158,10 +158,10 @@ def _steps(folder: Path, of: ServingContext) -> dict[str, Any]:
     start_s, end_s = math.inf, 0.0
     for block in iter_table(folder / "steps.parquet", STEP_SCHEMA):
         took_s = block["end_s"] - block["start_s"]
-        number += len(took_s)
+        number += int(block["steps"].sum())
         done = block["prompt"].astype(np.int64) + block["generated"]
         tokens += int(done.sum())
-        longest = max(longest, float(took_s.max(initial=0.0)))
+        longest = max(longest, float((took_s / block["steps"]).max(initial=0.0)))
         busy_s += np.bincount(block["group"], took_s, minlength=of.groups)
         work += np.bincount(block["group"], done, minlength=of.groups).astype(np.int64)
         waiting = max(waiting, int(block["waiting"].max(initial=0)))

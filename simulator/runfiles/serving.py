@@ -45,6 +45,7 @@ STEP_SCHEMA = pa.schema(
         pa.field("waiting", pa.int32(), nullable=False),
         pa.field("running", pa.int32(), nullable=False),
         pa.field("used_blocks", pa.int64(), nullable=False),
+        pa.field("steps", pa.int32(), nullable=False),
     ]
 )
 
@@ -78,10 +79,11 @@ class StepWriter:
         waiting: int,
         running: int,
         used_blocks: int,
+        steps: int = 1,
     ) -> None:
-        """Add a step: its tokens, and the group's requests and KV blocks after it."""
+        """Add a step, or some alike: its tokens, and the group's requests and KV blocks after."""
         self._block[self._filled] = (
-            group, start_s, end_s, prompt, generated, waiting, running, used_blocks,
+            group, start_s, end_s, prompt, generated, waiting, running, used_blocks, steps,
         )  # fmt: skip
         self._filled += 1
         if self._filled == BLOCK_ROWS:

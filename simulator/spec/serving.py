@@ -42,8 +42,10 @@ class Serving(Spec):
 
     ``max_batched_tokens`` and ``max_seqs`` limit a step of one GPU; ``kv_capacity`` is what the KV
     cache may take of a GPU (``null``: what weights and activations leave); ``kv_block`` tokens are
-    one block. ``shares``: of the groups under ``dispatch: static``. ``prefill_groups``: so many
-    groups compute prompts only, and hand the KV on to the others (0: every group does all).
+    one block. ``decode_run``: so many steps at most in which all requests of a group generate and
+    none waits are taken like the first of them (1: every step is computed). ``shares``: of the
+    groups under ``dispatch: static``. ``prefill_groups``: so many groups compute prompts only, and
+    hand the KV on to the others (0: every group does all).
     ``speed``: factors on the compute times of each group (2: half as fast), the last one for all
     that follow. ``cold_start``: what the first step of a group takes besides. ``attempts`` per
     request, each failing by itself with ``failure_probability`` or after ``timeout``. These two
@@ -64,6 +66,7 @@ class Serving(Spec):
     kv_block: Annotated[int, Field(ge=1, le=4096)] = 16
     kv_capacity_bytes: Bytes | None = Field(default=None, alias="kv_capacity")
     chunked_prefill: bool = True
+    decode_run: Annotated[int, Field(ge=1, le=1024)] = 1
     prefix_reuse: bool = True
     preemption: Literal["recompute", "swap"] = "recompute"
     dispatch: Annotated[str, choice("dispatch")] = "round-robin"

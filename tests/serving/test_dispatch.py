@@ -34,7 +34,9 @@ def sights(draw):
             array(st.integers(0, 3), workers, np.int32),
             array(st.integers(0, 3), workers, np.int32),
             array(st.floats(0, 1), workers, np.float64),
-            array(st.floats(0, 100).map(lambda of: of if of > 0.01 else 0.0), len(sizes), np.float64),
+            array(
+                st.floats(0, 100).map(lambda of: of if of > 0.01 else 0.0), len(sizes), np.float64
+            ),
             draw(st.integers(1, 1000)),
         )
         for _ in range(draw(st.integers(1, 12)))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from serving import toy
 
 from simulator.engine.serving import simulate
 from simulator.engine.serving.damage import WHOLE, damage_of, damaged, part_of
@@ -19,7 +20,6 @@ from simulator.engine.serving.timing import step_seconds
 from simulator.requests.load import load_requests
 from simulator.spec.incidents import Fault
 from simulator.spec.load import load_inputs
-from tests.serving import toy
 from tests.serving.faulty import SMALL, check_closed, inputs_of, pool, served
 
 LINKS = ["gpu0 -> nvswitch0", "nic3 <-> leaf3", "leaf1 -> spine0", "pcie2 <-> cpu0"]

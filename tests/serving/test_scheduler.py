@@ -219,17 +219,25 @@ def test_a_decode_counts_as_one():
 
 def test_two_runs_are_the_same_bytes(tmp_path):
     """Whatever Python's hash seed."""
-    source = ["--requests", "poisson:40", "--set", "requests.limit=60",
-              "--set", "requests.prompt=lognormal:300:1", "--set", "requests.output=exponential:20"]  # fmt: skip
-    system = ["--topology", "nvswitch16", "--workload", "moe128", "--set", "network=coflow",
-              "--set", "expert_slots=null", "--set", "prefetch=none", "--set", "parallel.ep=8",
-              "--set", "serving.failure_probability=0.2", "--set", "serving.attempts=3",
-              "--set", "serving.dispatch=performance-aware"]  # fmt: skip
+    given = [
+        "requests.limit=60",
+        "requests.prompt=lognormal:300:1",
+        "requests.output=exponential:20",
+        "network=coflow",
+        "expert_slots=null",
+        "prefetch=none",
+        "parallel.ep=8",
+        "serving.failure_probability=0.2",
+        "serving.attempts=3",
+        "serving.dispatch=performance-aware",
+    ]
+    system = ["--topology", "nvswitch16", "--workload", "moe128", "--requests", "poisson:40"]
+    system += [word for one in given for word in ("--set", one)]
     files = []
     for seed in ("0", "1"):
         out = tmp_path / seed
         subprocess.run(
-            [sys.executable, "-m", "simulator", "serve", *system, *source, "--out", str(out)],
+            [sys.executable, "-m", "simulator", "serve", *system, "--out", str(out)],
             check=True, capture_output=True, env={**os.environ, "PYTHONHASHSEED": seed},
         )  # fmt: skip
         files.append({path.name: path.read_bytes() for path in sorted(out.iterdir())})

@@ -1,11 +1,10 @@
 """Steps of a group by the step engine, transfer by transfer: the compiled time held against it.
 
-Slow (seconds where the compiled core takes milliseconds): for checks and benchmarks.
+Slow (seconds where the compiled core takes milliseconds): for `network: exact`, checks, benchmarks.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +16,6 @@ from simulator.engine.links import network_of, wires_of
 from simulator.engine.parts import LayerTable, MicroBatch
 from simulator.engine.ranks import ranks_of
 from simulator.engine.roads import algorithm, sending
-from simulator.engine.serving import timing
 from simulator.engine.serving.group import Group, Setup
 from simulator.engine.serving.scheduler import Ledger
 from simulator.engine.serving.simulate import Cluster
@@ -184,22 +182,14 @@ class ExactGroup(Group):
         self._engine, self._share, self._follow = engine, share, follow
         self._rng = np.random.default_rng(seed)
 
-    def start(self, now_s: float) -> float:
-        """As `Group.start`."""
-        end_s = super().start(now_s)
-        if end_s == math.inf or self._rng.random() >= self._share:
-            return end_s
-        assert self.step is not None
-        timed = timing.step_seconds(
-            self.of.costs, self.wires, self.routing, self.work, np.ones(self.of.ranks),
-            self.of.halves,
-        )  # fmt: skip
+    def seconds(self) -> float:
+        """As `Group.seconds`."""
+        timed = super().seconds()
+        if self._rng.random() >= self._share:
+            return timed
         seconds = self._engine.seconds(self)
         self.found.append((timed, seconds))
-        if self._follow:
-            end_s += seconds - timed
-            self.step = self.step._replace(end_s=end_s)
-        return end_s
+        return seconds if self._follow else timed
 
 
 def ask(inputs: Inputs, cluster: Cluster, network: str, share: float, follow: bool) -> None:

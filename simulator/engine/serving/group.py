@@ -17,7 +17,8 @@ from simulator.engine.serving.timing import Costs, Routing, Wires
 class Setup(NamedTuple):
     """What a group is made of. ranks: its GPUs; most: requests that a rank works on at once;
     halves: micro-batches of a step (2: two-batch overlap); prefixes: different prefix blocks;
-    swap_s_per_token: to copy a token's KV to host memory or back.
+    swap_s_per_token: to copy a token's KV to host memory or back; repeat: so many steps in which
+    all generate may be taken like the first of them.
     """
 
     ranks: int
@@ -29,15 +30,20 @@ class Setup(NamedTuple):
     routing: Routing
     limits: Limits
     swap_s_per_token: float
+    repeat: int = 1
 
 
 class Step(NamedTuple):
-    """One step of a group: when, and the tokens of it (of prompts, generated)."""
+    """One step of a group, or `repeated` ones of `each_s`: when, and the tokens (of prompts,
+    generated).
+    """
 
     start_s: float
     end_s: float
     prompt: int
     generated: int
+    repeated: int
+    each_s: float
 
 
 class Group:
@@ -114,8 +120,11 @@ class Group:
         blocks = self.whole_blocks if whole else limits.blocks
         return one_step and -(-tokens // limits.block_tokens) <= blocks
 
-    def start(self, now_s: float) -> float:
-        """Begin a step at `now_s` if there is work; when it ends, infinity if there is none."""
+    def start(self, now_s: float, until_s: float = math.inf) -> float:
+        """Begin a step at `now_s` if there is work; when it ends, infinity if there is none.
+
+        until_s: when something happens that may bring work; repeated steps end before.
+        """
         work, of = self.work, self.of
         tokens = scheduler.plan(
             self.ledger, self.ranks, of.limits, of.costs.window, of.halves, now_s,
@@ -123,21 +132,34 @@ class Group:
         )  # fmt: skip
         if tokens == 0:
             return math.inf
-        speed = self.speed if self.spread is None else self.speed * self.spread()
-        seconds = timing.step_seconds(of.costs, self.wires, self.routing, work, speed, of.halves)
         swapped = int(self.ranks.swapped.max())
-        end_s = now_s + seconds + self.delay_s + swapped * of.swap_s_per_token
+        besides_s = self.delay_s + swapped * of.swap_s_per_token
         self.delay_s = 0.0
+        seconds = self.seconds()
+        most = int(min(of.repeat, (until_s - now_s) / seconds)) if of.repeat > 1 else 1
+        repeated = 1
+        if most > 1 and besides_s == 0.0:
+            repeated = scheduler.repeatable(self.ledger, self.ranks, of.limits, most)
+        end_s = now_s + repeated * seconds + besides_s
         generated = int(work.phase[:, :, timing.DECODE, 0].sum())
-        self.step = Step(now_s, end_s, tokens - generated, generated)
+        self.step = Step(now_s, end_s, tokens - generated, generated * repeated, repeated, seconds)
         return end_s
+
+    def seconds(self) -> float:
+        """How long the step takes whose tokens stand in `work`."""
+        speed = self.speed if self.spread is None else self.speed * self.spread()
+        return timing.step_seconds(
+            self.of.costs, self.wires, self.routing, self.work, speed, self.of.halves
+        )
 
     def finish(self) -> list[tuple[int, int]]:
         """The step in flight is over: the (request, rank) that ended, or are handed on."""
-        assert self.step is not None
+        step = self.step
+        assert step is not None
         found = scheduler.finish(
-            self.ledger, self.ranks, self.of.limits, self.step.end_s, *self._ended
-        )
+            self.ledger, self.ranks, self.of.limits, step.end_s, step.repeated, step.each_s,
+            *self._ended,
+        )  # fmt: skip
         self.step = None
         return list(zip(*self._ended[:, :found].tolist(), strict=True))
 

@@ -475,15 +475,51 @@ def _attend(phase: Floats, end: int, rows: int, window: int) -> None:
         phase[4] += end
 
 
+@inlined
+def _bin(gap_s: float) -> int:
+    """Where a gap between two tokens is counted."""
+    return int(min(np.log(max(gap_s, FIRST_BIN_S) / FIRST_BIN_S) * BINS_PER_FACTOR, BINS - 1.0))
+
+
+@allocation_free
+def repeatable(of: Ledger, ranks: Ranks, limits: Limits, most: int) -> int:
+    """How many steps like the one planned can follow one another, it among them, at most `most`:
+    nobody waits, all generate, nobody ends before the last, and their KV finds room.
+    """
+    for rank in range(len(ranks.busy)):
+        if ranks.waiting[rank]:
+            return 1
+        for i in range(ranks.busy[rank]):
+            request = ranks.running[rank, i]
+            if ranks.chunk[rank, i] != 1 or of.made[request] == 0:
+                return 1
+            most = min(most, of.output[request] - of.made[request])
+    for rank in range(len(ranks.busy)):
+        for i in range(ranks.busy[rank]):
+            request = ranks.running[rank, i]
+            while most > 1 and not _grow(of, ranks, limits, rank, request, of.done[request] + most):
+                most //= 2
+    return int(most)
+
+
 @allocation_free
 def finish(
-    of: Ledger, ranks: Ranks, limits: Limits, now_s: float, ended: Int32s, ended_rank: Int32s
+    of: Ledger,
+    ranks: Ranks,
+    limits: Limits,
+    now_s: float,
+    repeated: int,
+    each_s: float,
+    ended: Int32s,
+    ended_rank: Int32s,
 ) -> int:
     """The step is over: count its tokens; how many requests ended (or are handed on), in `ended`.
 
-    A request that is handed on keeps its blocks until `withdraw`.
+    repeated: it stands for so many steps of `each_s` (`repeatable`). A request that is handed on
+    keeps its blocks until `withdraw`.
     """
     found = 0
+    more = repeated - 1
     for rank in range(len(ranks.busy)):
         i = 0
         while i < ranks.busy[rank]:
@@ -492,6 +528,13 @@ def finish(
             ranks.chunk[rank, i] = 0
             of.done[request] += chunk
             known = of.prompt[request] + of.made[request]
+            if more and chunk:
+                of.done[request] += more
+                of.made[request] += more
+                known += more
+                ranks.totals[GENERATED_TOKENS] += more
+                ranks.gaps[_bin(each_s)] += more
+                of.last_s[request] += more * each_s
             if of.made[request] == 0:
                 ranks.totals[PROMPT_TOKENS] += chunk
             if chunk == 0 or of.done[request] < known:
@@ -507,8 +550,7 @@ def finish(
             else:
                 gap_s = now_s - of.last_s[request]
                 of.largest_gap_s[request] = max(of.largest_gap_s[request], gap_s)
-                bin_ = int(np.log(max(gap_s, FIRST_BIN_S) / FIRST_BIN_S) * BINS_PER_FACTOR)
-                ranks.gaps[min(bin_, BINS - 1)] += 1
+                ranks.gaps[_bin(gap_s)] += 1
             of.last_s[request] = now_s
             over = of.made[request] >= of.output[request]
             if not over and not limits.hand_on:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from heapq import heappush
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 import numpy as np
@@ -108,6 +108,7 @@ class Service:
         self._tries = tries
         self._rng = rng
         self._held: deque[int] = deque()
+        self._outside: list[float] = []
         self._version = [0] * len(groups)
         self._seen = np.zeros(len(groups))
 
@@ -279,14 +280,14 @@ class Service:
             return
         self._version[group] += 1
         version = self._version[group]
-        self.at(self.env.now, lambda: self._start(group, version), NORMAL + 1)
+        self.at(self.env.now, lambda: self._start(group, version), NORMAL + 1, inside=True)
 
     def _start(self, group: int, version: int) -> None:
         if version != self._version[group]:
             return
-        end_s = self.groups[group].start(self.env.now)
+        end_s = self.groups[group].start(self.env.now, self._next_from_outside())
         if end_s < math.inf:
-            self.at(end_s, lambda: self._over(group, version))
+            self.at(end_s, lambda: self._over(group, version), inside=True)
 
     def _over(self, group: int, version: int) -> None:
         if version != self._version[group]:
@@ -296,7 +297,7 @@ class Service:
         assert step is not None
         ended = of.finish()
         if step.generated:
-            rate = 1.0 / (step.end_s - step.start_s)
+            rate = step.repeated / (step.end_s - step.start_s)
             before = self._seen[group]
             self._seen[group] = rate if before == 0.0 else before + SEEN * (rate - before)
         ranks = of.ranks
@@ -318,8 +319,25 @@ class Service:
             self.deal()
             self.on_over()
 
-    def at(self, time_s: float, do: Callable[[], None], priority: int = NORMAL) -> None:
-        """Have something done at a time, exactly: a delay would not always add up to it."""
+    def _next_from_outside(self) -> float:
+        """When something happens that is not the end of a step: an arrival, a time-out, a fault."""
+        outside = self._outside
+        while outside and outside[0] <= self.env.now:
+            heappop(outside)
+        return outside[0] if outside else math.inf
+
+    def at(
+        self,
+        time_s: float,
+        do: Callable[[], None],
+        priority: int = NORMAL,
+        inside: bool = False,
+    ) -> None:
+        """Have something done at a time, exactly: a delay would not always add up to it. inside:
+        it comes of a group's own steps.
+        """
+        if not inside and time_s > self.env.now:
+            heappush(self._outside, time_s)
         event = simpy.Event(self.env)
         event._ok = True
         event._value = None

@@ -79,12 +79,21 @@ def serve(inputs: Inputs, run: RunDir, seed: int, progress: Progress | None = No
     cluster = cluster_of(inputs, requests, seed)
     of = cluster.service.of
     notes = [*requests.notes, *cluster.pool.notes]
+    if workload.network != "coflow" and _sends(workload):
+        from simulator.engine.serving.exact import ask  # it needs what is in this module
+
+        ask(inputs, cluster, workload.network, share=1.0, follow=True)
+        notes.append(
+            f"network {workload.network}: every step transfer by transfer, a hundred times slower "
+            "than network: coflow"
+        )
     with tables.StepWriter(run.steps) as steps:
 
         def told(step: Told) -> None:
             steps.append(
                 step.group, step.step.start_s, step.step.end_s, step.step.prompt,
                 step.step.generated, step.waiting, step.running, step.used_blocks,
+                step.step.repeated,
             )  # fmt: skip
 
         cluster.service.on_step = told
@@ -312,10 +321,18 @@ def refuse(workload: Workload) -> None:
     overlap = parse_choice(workload.overlap, "overlap").name
     if overlap not in ("none", "two-batch"):
         raise InputError(f"overlap: serving knows none and two-batch, not {overlap}")
-    if workload.model.moe.experts and workload.network != "coflow":
+    asked = workload.serving
+    alone = asked.decode_run > 1 or bool(asked.speed) or bool(workload.faults)
+    if workload.network != "coflow" and _sends(workload) and alone:
         raise InputError(
-            "network: serving has a collective progress as one; write --set network=coflow"
+            f"network: {workload.network} in serving goes without decode_run, speed and faults; "
+            "write --set network=coflow"
         )
+
+
+def _sends(workload: Workload) -> bool:
+    """Whether steps use the network at all."""
+    return bool(workload.model.moe.experts) and workload.parallel.ep != 1
 
 
 def ledger_of(requests: Requests, pool: Pool) -> Ledger:
@@ -410,6 +427,7 @@ def setups_of(
             routing=routings[number % len(routings)][0],
             limits=limits._replace(hand_on=number < asked.prefill_groups),
             swap_s_per_token=swap_seconds(workload),
+            repeat=asked.decode_run,
         )
         for number, first in enumerate(range(0, layout.gpus, layout.ep))
     ]
