@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ("topologies", "traces", "transports", "workloads")
+DATA = ("topologies", "traces", "transports", "whatif", "workloads")
 SHIPPED = {".yaml", ".parquet", ".json", ".md"}
 
 
@@ -65,6 +65,7 @@ def test_the_wheel_holds_every_module_and_data_file(wheel: Path):
         "simulator/spec/energy.yaml",
         "simulator/spec/gpus.yaml",
         "simulator/spec/kernels.yaml",
+        "simulator/studies/deepseek_v3.yaml",
         "simulator/studies/large_ep.yaml",
         "simulator/studies/layerwise.yaml",
         "simulator/studies/limits.yaml",

@@ -272,15 +272,6 @@ def show(parser: Parser) -> None:
     _add_json(parser, "print one JSON object, in SI units")
 
 
-def analyze(parser: Parser) -> None:
-    """`analyze`."""
-    parser.add_argument("run", metavar="RUN", help="the directory given to --out, of a study too")
-    parser.add_argument(
-        "--baseline", metavar="RUN2", help="another run; print what RUN saves against it"
-    )
-    _add_json(parser, "print the summary as one JSON object")
-
-
 def import_(parser: Parser) -> None:
     """`import`."""
     parser.add_argument(
