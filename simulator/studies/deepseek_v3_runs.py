@@ -122,7 +122,7 @@ def outcome(case: Case) -> Outcome:
 
 
 def _inputs(case: Case) -> Inputs:
-    from simulator.engine.serving.simulate import refuse
+    from simulator.engine.serving.setups import refuse
     from simulator.spec.load import load_inputs
 
     routing = "uniform" if case.placing == EVEN else case.routing
@@ -161,7 +161,7 @@ def _servers(case: Case) -> tuple[Setup, Pool, float]:
 
 def _run(case: Case) -> Outcome:
     from simulator.engine.serving.group import Group
-    from simulator.engine.serving.simulate import ledger_of
+    from simulator.engine.serving.setups import ledger_of
 
     setup, pool, speed = _servers(case.servers)
     ranks = setup.ranks
