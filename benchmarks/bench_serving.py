@@ -34,13 +34,13 @@ LAW = ("requests.source=poisson:5.5", "requests.prompt=lognormal:1155:1.1",
 MOE128 = ("expert_slots=null", "prefetch=none", "overlap=none", "network=coflow")
 EIGHT = ("h100x64-rail", "moe128", *MOE128, "parallel.ep=8")
 REFERENCE = 0.5e6  # simpy timeouts per second on the machine that the goals are written for
-DENSE_RATE, OWN_RATE, ONE_REPLICA_RATE = 40.0, 1.0, 2.5
+DENSE_RATE, OWN_RATE, ONE_REPLICA_RATE = 9.0, 1.0, 2.5
 
 # Name: system, rate scale, requests.
 RUNS: dict[str, tuple[tuple[str, ...], float, int]] = {
     "10k": (EIGHT, DENSE_RATE, 10_000),
     "100k": (EIGHT, DENSE_RATE, 100_000),
-    "own": (EIGHT, OWN_RATE, 10_000),
+    "own": ((*EIGHT, "serving.decode_run=64"), OWN_RATE, 10_000),
     "all": (("dgx-h100", "moe128", *MOE128), ONE_REPLICA_RATE, 19_366),
 }
 
@@ -59,8 +59,9 @@ def run() -> list[tuple[str, float, str]]:
         ("the same, CPU s x timeouts/s / 0.5 M", ten["cpu_s"] * slow, "<= 30"),
         ("the same, thousand steps, all evaluated", ten["steps"] / 1e3, ""),
         ("the same, MoE layers timed per step (recorded layers repeat)", float(layers), ""),
-        ("the same at its own rate, CPU s x timeouts/s / 0.5 M", own["cpu_s"] * slow, "<= 60"),
-        ("the same at its own rate, thousand steps", own["steps"] / 1e3, ""),
+        ("the same at its own rate, decode runs of up to 64, CPU s x timeouts/s / 0.5 M",
+         own["cpu_s"] * slow, "<= 60"),
+        ("the same at its own rate, thousand steps (runs counted in full)", own["steps"] / 1e3, ""),
         ("100,000 requests / 10,000, CPU s", hundred["cpu_s"] / ten["cpu_s"], "<= 11"),
         ("100,000 requests / 10,000, peak RSS", hundred["peak_mib"] / ten["peak_mib"], "<= 2"),
         ("100,000 requests, peak RSS (MiB)", hundred["peak_mib"], ""),

@@ -132,7 +132,7 @@ class Group:
         )  # fmt: skip
         if tokens == 0:
             return math.inf
-        swapped = int(self.ranks.swapped.max())
+        generated, swapped = self.ranks.now[: scheduler.N_WAITING].tolist()
         besides_s = self.delay_s + swapped * of.swap_s_per_token
         self.delay_s = 0.0
         seconds = self.seconds()
@@ -140,8 +140,7 @@ class Group:
         repeated = 1
         if most > 1 and besides_s == 0.0:
             repeated = scheduler.repeatable(self.ledger, self.ranks, of.limits, most)
-        end_s = now_s + repeated * seconds + besides_s
-        generated = int(work.phase[:, :, timing.DECODE, 0].sum())
+        end_s = float(now_s + repeated * seconds + besides_s)
         self.step = Step(now_s, end_s, tokens - generated, generated * repeated, repeated, seconds)
         return end_s
 

@@ -78,7 +78,9 @@ class Ranks(NamedTuple):
     there), and the unused ones from the least to the most recently used (index 0 of the lists is
     their end, block b is b + 1); swapped int64 [ranks]: tokens copied to or from host memory in
     this step; totals int64 [6]: preemptions, prompt tokens, generated tokens, KV blocks ever in
-    use at once, prefix blocks found, prefix blocks looked for.
+    use at once, prefix blocks found, prefix blocks looked for; now int64 [5]: tokens generated in
+    the step that is planned, most tokens that a rank swaps in it; after the last step: requests
+    that wait and that run, KV blocks in use.
     """
 
     running: Int32s
@@ -93,9 +95,11 @@ class Ranks(NamedTuple):
     newer: Int32s
     swapped: Int64s
     totals: Int64s
+    now: Int64s
 
 
 PREEMPTIONS, PROMPT_TOKENS, GENERATED_TOKENS, PEAK_BLOCKS, FOUND, LOOKED_FOR = range(6)
+N_GENERATED, N_SWAPPED, N_WAITING, N_RUNNING, N_BLOCKS = range(5)
 
 
 class Limits(NamedTuple):
@@ -129,6 +133,7 @@ def ranks_for(ranks: int, most: int, limits: Limits, prefixes: int) -> Ranks:
         newer=np.zeros((ranks, prefixes + 1), dtype=np.int32),
         swapped=np.zeros(ranks, dtype=np.int64),
         totals=np.zeros(6, dtype=np.int64),
+        now=np.zeros(5, dtype=np.int64),
     )
 
 
@@ -422,8 +427,10 @@ def plan(
     """
     phase[:] = 0.0
     filled = 0
+    ranks.now[N_GENERATED] = ranks.now[N_SWAPPED] = 0
     for rank in range(len(ranks.busy)):
         _plan_rank(of, ranks, limits, rank, now_s)
+        ranks.now[N_SWAPPED] = max(ranks.now[N_SWAPPED], ranks.swapped[rank])
         tokens = 0
         for i in range(ranks.busy[rank]):
             tokens += ranks.chunk[rank, i]
@@ -439,6 +446,7 @@ def plan(
             start = of.done[request]
             known = of.prompt[request] + of.made[request]
             which = DECODE if chunk == 1 and of.made[request] > 0 else PREFILL
+            ranks.now[N_GENERATED] += 1 if which == DECODE else 0
             row, rows = of.row[request], of.rows[request]
             in_half = 0
             for j in range(chunk):
@@ -520,6 +528,7 @@ def finish(
     """
     found = 0
     more = repeated - 1
+    ranks.now[N_WAITING:] = 0
     for rank in range(len(ranks.busy)):
         i = 0
         while i < ranks.busy[rank]:
@@ -565,4 +574,7 @@ def finish(
                 of.state[request] = ENDED
             else:
                 of.state[request] = HANDED_ON
+        ranks.now[N_WAITING] += ranks.waiting[rank]
+        ranks.now[N_RUNNING] += ranks.busy[rank]
+        ranks.now[N_BLOCKS] += limits.blocks - ranks.free[rank]
     return found

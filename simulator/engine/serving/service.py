@@ -13,7 +13,7 @@ import simpy
 from numpy.typing import NDArray
 
 from simulator.engine.serving.group import Group, Step
-from simulator.engine.serving.scheduler import Ledger
+from simulator.engine.serving.scheduler import N_WAITING, Ledger
 from simulator.policies.dispatch import Dispatcher, View
 
 PENDING, FINISHED, FAILED, REJECTED = range(4)  # `Outcomes.outcome`
@@ -300,13 +300,7 @@ class Service:
             rate = step.repeated / (step.end_s - step.start_s)
             before = self._seen[group]
             self._seen[group] = rate if before == 0.0 else before + SEEN * (rate - before)
-        ranks = of.ranks
-        self.on_step(
-            Told(
-                group, step, int(ranks.waiting.sum()), int(ranks.busy.sum()),
-                int(of.used_blocks.sum()),
-            )
-        )  # fmt: skip
+        self.on_step(Told(group, step, *of.ranks.now[N_WAITING:].tolist()))
         for request, rank in ended:
             if self.ledger.made[request] < self.ledger.output[request]:
                 assert self.on_handed is not None
