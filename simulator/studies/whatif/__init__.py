@@ -1,0 +1,1 @@
+"""What-if studies: a base run, axes, and what changes along them."""
