@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import simpy
@@ -148,7 +149,14 @@ def routing_of(
         )
     else:
         report.notes.append(f"routing recorded on {info.model}")
-    return batches, report
+    first = next(batches)
+    asked = gpus * traffic.tokens_per_gpu
+    if first.tokens < asked:
+        report.notes.append(
+            f"the trace has {state.requests} sequences, so a step has {first.tokens} tokens, not "
+            f"{asked}; a law such as zipf:0.5 has as many as are asked for"
+        )
+    return chain([first], batches), report
 
 
 def _machine(
