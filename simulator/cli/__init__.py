@@ -16,10 +16,13 @@ from typing import NamedTuple
 
 from simulator import __version__
 from simulator.cli import (
+    analyze,
     arguments,
     balance,
     cache,
     commands,
+    compare,
+    export,
     placement,
     report,
     routing_stats,
@@ -113,10 +116,22 @@ COMMANDS = {
         "show workload moe128 --topology nvswitch16",
     ),
     "analyze": Command(
-        arguments.analyze,
-        commands.analyze,
-        "the summary of a run kept with --out, from its files alone",
+        analyze.arguments,
+        analyze.run,
+        "the summary of a kept run, or of traces that PyTorch's profiler recorded",
         "analyze runs/first --json",
+    ),
+    "compare": Command(
+        compare.arguments,
+        compare.run,
+        "two runs, simulated or recorded, side by side, the differences explained",
+        "compare runs/first runs/second",
+    ),
+    "export": Command(
+        export.arguments,
+        export.run,
+        "traces of a kept run, one per GPU, for Perfetto and HolisticTraceAnalysis",
+        "export runs/first --steps 1-2 -o traces/first",
     ),
     "report": Command(
         report.arguments,

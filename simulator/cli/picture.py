@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 from simulator.errors import InputError
 
 if TYPE_CHECKING:
-    from simulator.cluster.graph import Graph
-    from simulator.results.placing import Link, Node
-    from simulator.spec.schema import Gpu, Topology
+    from simulator.spec.schema import Topology
 
 
 def check(what: str, path: str | None, plotlyjs: str | None) -> None:
@@ -36,12 +34,13 @@ def draw(
 ) -> None:
     """Write the picture of a topology. shown: the object that `show topology` prints of it."""
     from simulator.cluster.graph import build_graph
+    from simulator.reporting import nodes_and_links
     from simulator.results.page import render_page, write_page
     from simulator.results.picture import cluster_figure
     from simulator.spec.load import load_topology
 
     found = load_topology(name, overrides)
-    nodes, links = nodes_and_links(build_graph(found), found.gpu)
+    nodes, links = nodes_and_links(build_graph(found), found.gpu.model_dump())
     word = "rack" if found.build.kind == "racks" else "NVLink domain"
     figure = cluster_figure(nodes, links, shared_word=word)
     lines = [("figures", figures_line(found, shown))]
@@ -49,33 +48,6 @@ def draw(
         lines.insert(0, ("about", found.description))
     where = plotlyjs or "inline"
     write_page(Path(path), render_page(found.name, lines, figure, where), where)
-
-
-def nodes_and_links(graph: Graph, gpu: Gpu) -> tuple[list[Node], list[Link]]:
-    """A graph as plain rows, GPUs in the order of their indices."""
-    from simulator.cluster.graph import gpus
-    from simulator.results.placing import Link, Node
-    from simulator.results.summary import number, size
-
-    model = (
-        f"{gpu.name}: {number(gpu.flops_per_s['bf16'] / 1e12)} TFLOP/s bf16, "
-        f"{size(gpu.hbm_capacity_bytes)} at {size(gpu.hbm_bandwidth_bytes_per_s)}/s"
-    )
-    nodes = []
-    for name in [
-        *gpus(graph),
-        *(name for name, data in graph.nodes.items() if "index" not in data),
-    ]:
-        data = graph.nodes[name]
-        about = model if data["kind"] == "gpu" else ""
-        if "capacity_bytes" in data:
-            about = size(data["capacity_bytes"])
-        nodes.append(Node(name, data["kind"], data["host"], about))
-    links = [
-        Link(source, target, data["kind"], data["bandwidth_bytes_per_s"], data["latency_s"])
-        for source, target, data in graph.edges(data=True)
-    ]
-    return nodes, links
 
 
 def figures_line(found: Topology, shown: dict[str, Any]) -> str:

@@ -69,27 +69,57 @@ function coloured(value, key, palette) {
 }
 """
 
-_SCRIPT = """"use strict";
-@COLOURED@
-const { figure, palettes, name } = JSON.parse(document.getElementById("figure").textContent);
-const picture = document.getElementById("picture");
-const meta = figure.layout.meta;
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const touch = matchMedia("(pointer: coarse)").matches;
-
-function height() {
+# JavaScript that gives the picture of a cluster its height, and its markers their sizes.
+PICTURE = """function pictureHeight(picture, figure) {
+  const meta = figure.layout.meta;
   const narrow = picture.clientWidth < 600;
   const legend = figure.data.filter((trace) => trace.showlegend !== false).length;
   const entries = narrow ? legend * 20 : 60;
   return Math.round(meta.rows * (narrow ? 46 : 62) + entries + (meta.scales ? 70 : 10));
 }
 
+// Markers grow with the room that a column has.
+function fit(picture, anew = false) {
+  const area = picture.querySelector(".nsewdrag");
+  if (!area) return;
+  const box = area.getBoundingClientRect();
+  const [x, y] = [picture.layout.xaxis.range, picture.layout.yaxis.range];
+  const row = box.height / Math.abs(y[1] - y[0]);
+  const column = Math.min(box.width / Math.abs(x[1] - x[0]), 0.8 * row);
+  if (!anew && Math.abs(column - picture.column) < 0.2) return;
+  picture.column = column;
+  const at = [], sizes = [], modes = [], fonts = [];
+  picture.data.forEach((trace, index) => {
+    if (!trace.meta.share) return;
+    const size = Math.max(4, Math.min(30, Math.round(column * trace.meta.share)));
+    at.push(index);
+    sizes.push(size);
+    const longest = Math.max(2, ...(trace.text || []).map((label) => label.length));
+    const font = Math.min(size * 0.48, size * 1.35 / longest);
+    modes.push(trace.text && font >= 6 ? "markers+text" : "markers");
+    fonts.push(Math.max(6, font));
+  });
+  if (at.length) {
+    Plotly.restyle(picture, { "marker.size": sizes, mode: modes, "textfont.size": fonts }, at);
+  }
+}
+"""
+
+_SCRIPT = """"use strict";
+@COLOURED@
+@PICTURE@
+const { figure, palettes, name } = JSON.parse(document.getElementById("figure").textContent);
+const picture = document.getElementById("picture");
+const meta = figure.layout.meta;
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const touch = matchMedia("(pointer: coarse)").matches;
+
 // Hosts that are too many for the screen are reached by scrolling.
 picture.style.minWidth = Math.min(meta.columns * 14, 14000) + "px";
 
 function drawn() {
   const painted = coloured(figure, "", palettes[dark.matches ? "dark" : "light"]);
-  painted.layout.height = height();
+  painted.layout.height = pictureHeight(picture, figure);
   painted.layout.dragmode = touch ? false : "pan";
   if (picture.layout) {
     painted.layout.xaxis.range = picture.layout.xaxis.range;
@@ -108,38 +138,10 @@ const config = {
   toImageButtonOptions: { filename: name, scale: 2 },
 };
 
-// Markers grow with the room that a column has.
-let last = 0;
-function fit() {
-  const area = picture.querySelector(".nsewdrag");
-  if (!area) return;
-  const box = area.getBoundingClientRect();
-  const [x, y] = [picture.layout.xaxis.range, picture.layout.yaxis.range];
-  const row = box.height / Math.abs(y[1] - y[0]);
-  const column = Math.min(box.width / Math.abs(x[1] - x[0]), 0.8 * row);
-  if (Math.abs(column - last) < 0.2) return;
-  last = column;
-  const at = [], sizes = [], modes = [], fonts = [];
-  picture.data.forEach((trace, index) => {
-    if (!trace.meta.share) return;
-    const size = Math.max(4, Math.min(30, Math.round(column * trace.meta.share)));
-    at.push(index);
-    sizes.push(size);
-    const longest = Math.max(2, ...(trace.text || []).map((label) => label.length));
-    const font = Math.min(size * 0.48, size * 1.35 / longest);
-    modes.push(trace.text && font >= 6 ? "markers+text" : "markers");
-    fonts.push(Math.max(6, font));
-  });
-  if (at.length) {
-    Plotly.restyle(picture, { "marker.size": sizes, mode: modes, "textfont.size": fonts }, at);
-  }
-}
-
 async function draw() {
   const { data, layout } = drawn();
   await Plotly.react(picture, data, layout, config);
-  last = 0;
-  fit();
+  fit(picture, true);
 }
 
 const scroll = document.getElementById("scroll");
@@ -149,7 +151,7 @@ document.getElementById("help").textContent = (touch
     + "Click an entry of the legend to hide its kind.")
   + (scroll.scrollWidth > scroll.clientWidth ? " The picture goes on to the right: scroll." : "");
 draw().then(() => {
-  picture.on("plotly_relayout", fit);
+  picture.on("plotly_relayout", () => fit(picture));
   picture.dataset.ready = "true";
 });
 dark.addEventListener("change", draw);
@@ -180,7 +182,7 @@ def render_page(
         ),
         "LIBRARY": library_tag(plotlyjs),
         "FIGURE": script_json(data),
-        "SCRIPT": _SCRIPT.replace("@COLOURED@", COLOURED),
+        "SCRIPT": _SCRIPT.replace("@COLOURED@", COLOURED).replace("@PICTURE@", PICTURE),
     }
     for theme in ("light", "dark"):
         for colour in ("page", "text", "quiet"):

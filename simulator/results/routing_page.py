@@ -125,7 +125,7 @@ def render_routing_page(
     if not known. loads: float64 [layers, experts]. plotlyjs: see `simulator.results.page`.
     """
     layers = [row["layer"] for row in found["per_layer"]]
-    sections = [_loads_section(loads, layers)]
+    sections = [loads_section(loads, layers)]
     sections += [
         section
         for section in (
@@ -164,7 +164,8 @@ def _section(name: str, heading: str, text: str) -> str:
     )
 
 
-def _loads_section(loads: Floats, layers: Sequence[int]) -> tuple[str, str, str, Figure]:
+def loads_section(loads: Floats, layers: Sequence[int]) -> tuple[str, str, str, Figure]:
+    """Name, heading, text and figure of loads, float64 [layers, experts], over the layer's mean."""
     mean = loads.mean(axis=1, keepdims=True)
     over = np.divide(loads, mean, out=np.full(loads.shape, np.nan), where=mean > 0)
     experts_each = -(-over.shape[1] // MAX_COLUMNS)

@@ -57,13 +57,13 @@ def test_json_is_one_object_of_the_same_figures(call: Call, kept: Path) -> None:
 
 def test_what_is_kept(kept: Path) -> None:
     assert listing(kept) == sorted(
-        ["result.json", *(f"{name}.parquet" for name in TABLES)]
+        ["report.html", "result.json", *(f"{name}.parquet" for name in TABLES)]
         + [f"trace_rank{gpu}.json.gz" for gpu in range(16)]
     )
     assert listing(kept.parent)[0] == "run", "no partial directory is left"
     result = json.loads((kept / "result.json").read_text())
     assert sorted(result) == [
-        *("context", "input", "notes", "routing", "seed", "summary", "versions"),
+        *("context", "given", "input", "memory", "notes", "routing", "seed", "summary", "versions"),
     ]
     assert result["seed"] == 0
     context = result["context"]

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.cli.picture import nodes_and_links
 from simulator.cluster.graph import build_graph
+from simulator.reporting import nodes_and_links
 from simulator.results.colours import (
     HEAT_STEPS,
     NODE_NAMES,
@@ -34,7 +34,7 @@ TOPOLOGIES = shipped("topology")
 
 def cluster(name: str, *overrides: str) -> tuple[list[Node], list[Link]]:
     found = load_topology(name, overrides)
-    return nodes_and_links(build_graph(found), found.gpu)
+    return nodes_and_links(build_graph(found), found.gpu.model_dump())
 
 
 def both(a: str, b: str, kind: str, rate: float = 1e9, latency_s: float = 1e-6) -> list[Link]:
