@@ -6,11 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help run test bench lint format wheel clean distclean simgrid browser
+.PHONY: help run test bench lint format wheel clean distclean simgrid browser hta
 
 help:
 	@echo "make run        set up, then simulate the main job (nvswitch16, moe128)"
 	@echo "make test       set up, then lint, type check and test"
+	@echo "make hta        install HolisticTraceAnalysis beside (500 MB), compare exported traces with it"
 	@echo "make bench      set up, then measure speed and memory against the goals"
 	@echo "make lint       ruff and mypy alone"
 	@echo "make format     let ruff rewrite what it can"
@@ -23,6 +24,15 @@ run: $(VENV)/.installed
 
 test: lint simgrid browser
 	@$(BIN)/python -m pytest
+
+# In an environment of its own, since its libraries are not ours: 500 MB and a minute or two. The
+# same figures by its definitions are checked in `make test`.
+hta: $(VENV)/.installed-test
+	@[ -x .venv-hta/bin/python ] || { echo "set-up: installing HolisticTraceAnalysis" >&2; \
+	  $(PYTHON) -m venv .venv-hta && \
+	  .venv-hta/bin/python -m pip --quiet install HolisticTraceAnalysis==0.5.0 || \
+	  { rm -rf .venv-hta; exit 1; }; }
+	@$(BIN)/python -m pytest tests/results/test_export.py
 
 bench: $(VENV)/.installed
 	@$(BIN)/python -m benchmarks
@@ -68,7 +78,7 @@ clean:
 	@find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 distclean: clean
-	@rm -rf $(VENV)
+	@rm -rf $(VENV) .venv-hta
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

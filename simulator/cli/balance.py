@@ -120,6 +120,11 @@ def question(options: argparse.Namespace, names: list[str] | None, say: Say) -> 
             f"--replicas {physical}: every one of {gpus} GPUs needs a slot; write {gpus} or more, "
             "or fewer GPUs"
         )
+    if physical > experts * gpus:
+        raise InputError(
+            f"--replicas {physical}: {experts} experts on {gpus} GPUs have at most "
+            f"{experts * gpus} copies, one of each on every GPU; write {experts * gpus} or less"
+        )
     target = Target(
         gpus,
         physical,

@@ -216,34 +216,6 @@ def study(options: Namespace) -> None:
         print(found.text, end="")
 
 
-def analyze(options: Namespace) -> None:
-    """Print the summary of a finished run anew, or what a study left."""
-    from pathlib import Path
-
-    from simulator.studies.prophet_files import is_study, read_study, render_files
-
-    if is_study(Path(options.run)):
-        left = read_study(Path(options.run))
-        if options.json:
-            _print_json(left)
-        else:
-            print(render_files(left, lay_out))
-        return
-
-    from simulator.results.analyzer import analyze_dir
-    from simulator.results.summary import render
-
-    summary = analyze_dir(Path(options.run))
-    if options.baseline is not None:
-        from simulator.results.cost import saving
-
-        summary["saving"] = saving(summary, analyze_dir(Path(options.baseline)))
-    if options.json:
-        _print_json(summary)
-    else:
-        print(render(summary, width=_width()), end="")
-
-
 def import_(options: Namespace) -> None:
     """Convert a recording or a description of a machine; print what was kept and what dropped."""
     from simulator.cluster.astra import import_astra

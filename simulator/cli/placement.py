@@ -36,9 +36,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--policy",
-        default=POLICIES,
         metavar="LIST",
-        help=f"policies, or placement files that end in .json (default {POLICIES})",
+        help="policies, or placement files that end in .json (default, as far as they have an "
+        f"answer, {POLICIES})",
     )
     for flag, text in (
         ("--tokens", f"of each GPU (default {TOKENS})"),
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
     from simulator.spec.load import load_topology
 
     check_fresh(options.output)
-    policies = _names(options.policy)
+    policies = _names(options.policy or POLICIES)
     topologies = [load_topology(name) for name in _listed("--topology", options.topology)]
 
     from simulator.api import announced_compilation
@@ -98,7 +98,10 @@ def run(options: argparse.Namespace) -> None:
 
     with announced_compilation(_say), _progress_bar("layer") as progress:
         wanted = asked(options, policies)
-        found = list(rows(wanted, topologies, progress))
+        # Who names a policy, or a number that only some look at, is told that it does not fit.
+        meant = options.policy or options.redundant or options.groups
+        excused = None if meant else lambda why: _say(f"note: left out: {why}")
+        found = list(rows(wanted, topologies, progress, excused))
     if options.output is not None:
         write_fresh(options.output, list(found[0]), ([*row.values()] for row in found))
     if options.json:

@@ -56,7 +56,9 @@ def caches_of(inputs: Inputs, layout: Layout, roads: Roads, driver: Driver, seed
         setup = every if future is None else every._replace(next_use=future.next_use)
         sources = Sources(_routes(layout, roads, gpu, pool.layers), wire_bytes, links)
         stream = 2 * layout.gpus + gpu
-        memories.append(ExpertMemory(driver, stream, pool, sources, maker(setup), future))
+        memories.append(
+            ExpertMemory(driver, stream, pool, sources, eviction.made(maker, setup), future)
+        )
     _introduce(memories, roads, links)
     return Caches(memories, foresights, *_prefetcher(workload, layout, pool, seed))
 

@@ -272,7 +272,7 @@ def replayed(make: eviction.Maker) -> Policy:
         for cache in range(count):
             for at, (first, end) in enumerate(pairwise(starts)):
                 if at > 0 or fresh:
-                    state[cache] = (make(_setup(caches)), {}, [0])
+                    state[cache] = (eviction.made(make, _setup(caches)), {}, [0])
                 _replay(accesses[cache, first:end], hit[cache, first:end], caches, cache, state)
         return hit, state
 

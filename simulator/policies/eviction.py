@@ -19,6 +19,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from simulator.errors import InputError
+
 HIT, LATE, MISS, AHEAD = range(4)
 """What `seen` is told: resident, under way, not there, or fetched ahead of any use."""
 
@@ -93,6 +95,17 @@ class Eviction(NamedTuple):
 
 
 Maker = Callable[[Setup], Eviction]
+
+
+def made(maker: Maker, setup: Setup) -> Eviction:
+    """The policy that `maker` makes; InputError where a function of the user's makes none."""
+    policy: object = maker(setup)
+    if not isinstance(policy, Eviction):
+        raise InputError(
+            f"eviction {getattr(maker, '__name__', maker)}: returned {policy!r:.60}; write a "
+            "function that returns an Eviction of simulator.policies.eviction"
+        )
+    return policy
 
 
 def lru(_: Setup) -> Eviction:

@@ -181,7 +181,7 @@ def history(setup: Setup) -> Prefetcher:
         order = np.argsort(inverse, kind="stable")
         nth = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
         nth -= np.repeat(np.maximum(counts - depth, 0), counts)
-        tokens = [order[nth == n] for n in range(int(min(counts.max(), depth)))]
+        tokens = [order[nth == n] for n in range(int(min(counts.max(initial=0), depth)))]
         return np.array(list(mine.values()), dtype=np.int64)[inverse], tokens
 
     def predict(past: Past, _: Future | None) -> list[list[int]]:
@@ -196,7 +196,8 @@ def history(setup: Setup) -> Prefetcher:
         wanted = np.zeros((groups, setup.experts))
         # A request counts once on each GPU that has tokens of it.
         mine, gpu = np.divmod(np.unique(row * gpus + past.source_gpu), gpus)
-        took = kept[mine, min(past.layer + past.ahead, setup.layers - 1)].reshape(len(mine), -1)
+        took = kept[mine, min(past.layer + past.ahead, setup.layers - 1)]
+        took = took.reshape(len(mine), depth * past.ids.shape[1])
         group = np.broadcast_to(setup.group[gpu][:, None], took.shape)
         known = took >= 0
         np.add.at(wanted, (group[known], took[known]), 1.0)

@@ -8,7 +8,9 @@ whole steps, so memory does not grow with the length of the run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,9 @@ from simulator.runfiles.spans import (
 from simulator.runfiles.tables import Columns, iter_spans, iter_table, read_table, whole_steps
 
 _SPAN_COLUMNS = [name for name in SPAN_SCHEMA.names if name not in ("expert", "rows")]
+
+_BLOCKS_AHEAD = 2
+"""Blocks that are read before the first of them is accounted for."""
 
 _MOVES = {
     "dispatch and combine": (DISPATCH, COMBINE),
@@ -85,10 +90,17 @@ class _Steps:
     end_s: npt.NDArray[np.float64]
     tokens: npt.NDArray[np.int64]
 
-    def measured_before(self, t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Seconds of measured steps before each instant of `t` [n]."""
+    def measured_before(
+        self, t: npt.NDArray[np.float64], guess: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """Seconds of measured steps before each instant of `t` [n]. guess: indices of the steps
+        [n] that the instants may lie in; only the others are searched for.
+        """
         done = np.concatenate([[0.0], np.cumsum(self.end_s - self.start_s)])
-        index = np.searchsorted(self.start_s, t, "right")
+        next_s = np.append(self.start_s[1:], np.inf)
+        index = guess + 1
+        far = np.flatnonzero((t < self.start_s[guess]) | (t >= next_s[guess]))
+        index[far] = np.searchsorted(self.start_s, t[far], "right")
         inside = np.maximum(index - 1, 0)
         partial = np.minimum(t, self.end_s[inside]) - self.start_s[inside]
         return np.where(index > 0, done[inside] + partial, 0.0)
@@ -132,24 +144,24 @@ def analyze(run_dir: Path, context: Context) -> dict[str, object]:
     seen = np.zeros(len(steps.step), dtype=bool)
 
     blocks = _tallied(iter_spans(files.spans, _SPAN_COLUMNS), steps, totals, files.spans)
-    for block in whole_steps(blocks, files.spans):
+
+    def times_of(block: Columns) -> timeline.BlockTimes | None:
         keep, index = _lookup(steps.step, block["step"])
         if not np.any(keep):
-            continue
-        here = np.unique(index[keep])
+            return None
+        if not np.all(keep):
+            block, index = {name: values[keep] for name, values in block.items()}, index[keep]
+        here = index[np.append(True, index[1:] != index[:-1])]
         seen[here] = True
-        times = timeline.analyze_steps(
-            {name: values[keep] for name, values in block.items()},
-            steps.step[here],
-            steps.start_s[here],
-            steps.end_s[here],
-            context.gpus,
-            files.spans,
-        )
-        breakdown_s += times.breakdown_s
-        path_s += times.path_s
-        comm_s += times.comm_s
-        overlapped_s += times.overlapped_s
+        of = (steps.step[here], steps.start_s[here], steps.end_s[here])
+        return timeline.analyze_steps(block, *of, context.gpus, files.spans)
+
+    for times in _in_order(times_of, whole_steps(blocks, files.spans)):
+        if times is not None:
+            breakdown_s += times.breakdown_s
+            path_s += times.path_s
+            comm_s += times.comm_s
+            overlapped_s += times.overlapped_s
     empty_s = float(np.sum((steps.end_s - steps.start_s)[~seen]))
     breakdown_s[:, -1] += empty_s
     path_s[-1] += empty_s
@@ -220,10 +232,32 @@ def _measured_steps(path: Path) -> _Steps:
     return steps
 
 
+def _in_order(
+    work: Callable[[Columns], timeline.BlockTimes | None], blocks: Iterator[Columns]
+) -> Iterator[timeline.BlockTimes | None]:
+    """`work` of each block, in order, in a second thread while this one reads the next block.
+
+    NumPy lets both run at once; the sums are taken in the order of the file as ever.
+    """
+    waiting: deque[Future[timeline.BlockTimes | None]] = deque()
+    with ThreadPoolExecutor(1) as pool:
+        for block in blocks:
+            waiting.append(pool.submit(work, block))
+            if len(waiting) > _BLOCKS_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 def _lookup(
     keys: npt.NDArray[np.int64], values: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
     """Which of `values` [n] are in the sorted `keys`, and at which index (arrays [n])."""
+    if keys[-1] - keys[0] == len(keys) - 1:
+        # Without gaps, as most runs have them, the place is the distance from the first.
+        place = values.astype(np.int64) - keys[0]
+        index = np.clip(place, 0, len(keys) - 1)
+        return place == index, index
     index = np.minimum(np.searchsorted(keys, values), len(keys) - 1)
     return keys[index] == values, index
 
@@ -237,16 +271,20 @@ def _tallied(
         gpu, kind = block["gpu"], block["kind"]
         if len(gpu) and not 0 <= int(gpu.min()) <= int(gpu.max()) < gpus:
             raise InputError(f"{path}: GPU {int(gpu.max())}, but the run had {gpus} GPUs")
-        within_s = steps.measured_before(block["end_s"]) - steps.measured_before(block["start_s"])
+        measured, index = _lookup(steps.step, block["step"])
+        before_s = steps.measured_before(block["start_s"], index)
+        within_s = steps.measured_before(block["end_s"], index) - before_s
         lane = block["stream"].astype(np.int64) * gpus + gpu
         totals.busy_s += np.bincount(lane, weights=within_s, minlength=totals.busy_s.size).reshape(
             totals.busy_s.shape
         )
-        measured, _ = _lookup(steps.step, block["step"])
-        totals.flops += float(np.sum(block["flops"][measured]))
-        totals.bytes_by_kind += np.bincount(
-            kind[measured], weights=block["bytes"][measured], minlength=len(KINDS)
+        whole = bool(np.all(measured))
+        flops, bytes_, kinds = (
+            values if whole else values[measured]
+            for values in (block["flops"], block["bytes"], kind)
         )
+        totals.flops += float(np.sum(flops))
+        totals.bytes_by_kind += np.bincount(kinds, weights=bytes_, minlength=len(KINDS))
         if totals.energy is not None and totals.rates is not None:
             totals.energy.add(block, measured, totals.rates)
         prefetch = measured & (kind == PREFETCH)

@@ -1,13 +1,18 @@
-"""Spans as Chrome traces, one per GPU, in the dialect that PyTorch's profiler (Kineto) writes.
+"""A run's spans as Chrome traces, one per GPU, in the dialect that PyTorch's profiler (Kineto)
+writes.
 
 Perfetto and chrome://tracing show them; HolisticTraceAnalysis reads them as it reads recorded ones.
+The spans are read in blocks, and written as they come but for fetches, which are held until the
+end: the file has them in the order in which their use became known.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,184 +20,315 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.errors import InputError
+from simulator.results import kineto_events as events
+from simulator.results.kineto_events import Ints, Texts
+from simulator.results.kineto_write import Mark, Rates, TraceFile
 from simulator.runfiles.rundir import RunDir
 from simulator.runfiles.spans import (
+    ACCESS_SCHEMA,
+    BLOCK_ROWS,
     COMM,
+    COMPUTE,
     COPY,
-    KINDS,
-    PREFETCH,
-    REBALANCE,
-    SEND,
+    SPAN_SCHEMA,
     STEP_SCHEMA,
     STREAMS,
 )
-from simulator.runfiles.tables import Columns, iter_spans, read_table
+from simulator.runfiles.tables import Columns, iter_spans, iter_table, read_table, whole_steps
 
-_HOST_PID = 1_000_000
-"""Process of the launches and step marks; kernels lie in the process of their GPU's index."""
+MOST_SPANS = 4_000_000
+"""Of one export: each makes two events, and viewers keep all of a file in memory."""
 
-_STEP_TID = 0
-_MIN_US = 1
+RANKS_AT_ONCE = 128
+"""Files open at a time; more ranks take another pass over the spans."""
+
+_PACKERS = 2
+
+INTERVALS = 500
+"""Of the counters of bytes, over the window."""
+
+_COPY_COLUMNS = (
+    "gpu", "kind", "start_s", "end_s", "layer", "microbatch", "expert", "bytes", "used",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the files, the first and last step, and how many spans.
+
+    cut: the last step asked for, where the limit on spans ended the export before it; else None.
+    """
+
+    paths: list[Path]
+    first: int
+    last: int
+    spans: int
+    cut: int | None = None
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Steps [steps] in order of time, and the instant that the trace calls 0."""
+
+    steps: Ints
+    marks: list[Mark]
+    origin_s: float
+    end_s: float
+    spans: int
+
+    def us(self, t_s: npt.NDArray[np.float64]) -> Ints:
+        """Instants [n] in whole microseconds of the trace."""
+        return np.rint((t_s - self.origin_s) * 1e6).astype(np.int64)
+
+    def holds(self, step: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Which of `step` [n] are in the window."""
+        index = np.minimum(np.searchsorted(self.steps, step), len(self.steps) - 1)
+        found: npt.NDArray[np.bool_] = self.steps[index] == step
+        return found
 
 
 def write_traces(run_dir: Path, gpus: int, max_steps: int = 4) -> list[Path]:
     """Write `trace_rank{N}.json.gz` for each of `gpus` GPUs into `run_dir`; their paths.
 
-    They hold the first `max_steps` measured steps, with the fetches asked for in them. Times are
-    whole microseconds: a shorter kernel lasts 1, and what follows it on its stream is moved later
-    where it would overlap. The last `ProfilerStep` is empty, since readers drop the last.
-
-    Errors: InputError if a table is missing or damaged, or no step was measured.
+    They hold the first `max_steps` measured steps (`export`). Errors: InputError if a table is
+    missing or damaged, or no step was measured.
     """
     files = RunDir(run_dir)
-    steps = read_table(files.steps, STEP_SCHEMA)
-    chosen = np.flatnonzero(~steps["warmup"])[:max_steps]
+    table = read_table(files.steps, STEP_SCHEMA)
+    chosen = np.flatnonzero(~table["warmup"])[:max_steps]
     if not len(chosen):
         raise InputError(f"{files.steps}: no step was measured, so there is nothing to trace")
-    spans = _spans_of(files.spans, steps["step"][chosen])
-    if len(spans["gpu"]) and int(spans["gpu"].max()) >= gpus:
-        raise InputError(f"{files.spans}: GPU {int(spans['gpu'].max())}, but the run had {gpus}")
-    origin_s = float(
-        min(np.min(steps["start_s"][chosen]), np.min(spans["start_s"], initial=np.inf))
-    )
-    marks = [
-        (
-            int(steps["step"][row]),
-            _us(steps["start_s"][row], origin_s),
-            _us(steps["end_s"][row], origin_s),
+    return export(run_dir, run_dir, range(gpus), table["step"][chosen], gpus=gpus).paths
+
+
+def export(
+    run_dir: Path,
+    out: Path,
+    ranks: range,
+    steps: npt.NDArray[Any],
+    most_spans: int = MOST_SPANS,
+    gpus: int | None = None,
+) -> Exported:
+    """Write `trace_rank{N}.json.gz` of `ranks` into `out`: the spans of `steps` [steps], with the
+    fetches asked for in them.
+
+    Times are whole microseconds: a shorter kernel lasts 1, and what follows it on its stream is
+    moved later where it would overlap. The last `ProfilerStep` is empty, since readers drop the
+    last. Steps that would take the spans of all GPUs beyond `most_spans` are left out.
+
+    gpus: how many the run had, None: as many as the spans name.
+
+    Errors: InputError if a table is missing or damaged, lacks a step, or names a GPU beyond
+    `gpus`; if the first step alone is beyond `most_spans`.
+    """
+    files = RunDir(run_dir)
+    window = _window(files, np.unique(steps).astype(np.int64), most_spans)
+    paths: list[Path] = []
+    for first in range(ranks.start, ranks.stop, RANKS_AT_ONCE):
+        some = range(first, min(first + RANKS_AT_ONCE, ranks.stop))
+        paths += _export_some(files, out, some, gpus, window)
+    last, asked = int(window.steps[-1]), int(np.max(steps))
+    cut = asked if last < asked else None
+    return Exported(paths, int(window.steps[0]), last, window.spans, cut)
+
+
+def _window(files: RunDir, wanted: Ints, most_spans: int) -> _Window:
+    """The steps of `wanted` [steps] that hold at most `most_spans` spans together."""
+    table = read_table(files.steps, STEP_SCHEMA)
+    absent = np.setdiff1d(wanted, table["step"])
+    if len(absent):
+        low, high = int(table["step"].min()), int(table["step"].max())
+        raise InputError(f"{files.steps}: has no step {absent[0]}, only {low} to {high}")
+    counts = np.zeros(len(wanted), dtype=np.int64)
+    first_s = np.inf
+    for block in iter_spans(files.spans, ["step", "start_s"]):
+        index = np.minimum(np.searchsorted(wanted, block["step"]), len(wanted) - 1)
+        found = wanted[index] == block["step"]
+        counts += np.bincount(index[found], minlength=len(wanted))
+        first_s = min(first_s, float(np.min(block["start_s"][found], initial=np.inf)))
+    taken = int(np.searchsorted(np.cumsum(counts), most_spans, "right"))
+    if not taken:
+        raise InputError(
+            f"{files.spans}: step {wanted[0]} alone has {counts[0]:,} spans, beyond the limit of "
+            f"{most_spans:,}; raise it with --max-spans"
         )
-        for row in chosen
-    ]
-    paths = []
-    for gpu in range(gpus):
-        path = run_dir / f"trace_rank{gpu}.json.gz"
-        mine = {name: values[spans["gpu"] == gpu] for name, values in spans.items()}
-        _write(path, gpu, _events(gpu, mine, marks, origin_s))
-        paths.append(path)
+    rows = np.flatnonzero(np.isin(table["step"], wanted[:taken]))
+    rows = rows[np.argsort(table["step"][rows], kind="stable")]
+    origin_s = float(min(np.min(table["start_s"][rows]), first_s))
+    end_s = float(np.max(table["end_s"][rows]))
+    begin, end = (
+        np.rint((table[name][rows] - origin_s) * 1e6).astype(np.int64).tolist()
+        for name in ("start_s", "end_s")
+    )
+    marks = list(zip(table["step"][rows].tolist(), begin, end, strict=True))
+    total = int(counts[:taken].sum())
+    return _Window(wanted[:taken], marks, origin_s, end_s, total)
+
+
+def _export_some(
+    files: RunDir, out: Path, ranks: range, gpus: int | None, window: _Window
+) -> list[Path]:
+    """One pass over the spans; the paths of `ranks`."""
+    paths = [out / f"trace_rank{rank}.json.gz" for rank in ranks]
+    with ExitStack() as stack:
+        traces = [
+            stack.enter_context(TraceFile(path, rank, window.marks))
+            for rank, path in zip(ranks, paths, strict=True)
+        ]
+        # Packing takes half of the time, and lets other threads run.
+        lanes = _Lanes(ranks, window, stack.enter_context(ThreadPoolExecutor(_PACKERS)))
+        copies: list[Columns] = []
+        mine = _mine(files.spans, ranks, gpus, window, copies)
+        for block in whole_steps(mine, files.spans):
+            lanes.write(block, traces)
+        for block in _in_time(copies):
+            lanes.write(block, traces)
+        lanes.write_rates(traces)
+        _write_cache(files.accesses, ranks, window, traces)
     return paths
 
 
-def _spans_of(path: Path, steps: npt.NDArray[Any]) -> Columns:
-    """The spans of `steps`, sorted by stream and time; all of the file is looked through."""
-    parts: list[Columns] = []
-    for block in iter_spans(path):
-        keep = np.isin(block["step"], steps)
-        parts.append({name: values[keep] for name, values in block.items()})
-    if not parts:
-        raise InputError(f"{path}: holds no spans")
-    spans = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    order = np.lexsort((spans["start_s"], spans["stream"], spans["gpu"]))
-    return {name: values[order] for name, values in spans.items()}
+def _mine(
+    path: Path, ranks: range, gpus: int | None, window: _Window, copies: list[Columns]
+) -> Iterator[Columns]:
+    """The spans of the window and `ranks`, but for those of the copy stream, put into `copies`."""
+    for block in iter_spans(path, SPAN_SCHEMA.names, 2 * BLOCK_ROWS):
+        gpu = block["gpu"]
+        keep = window.holds(block["step"])
+        if gpus is not None and np.any(gpu[keep] >= gpus):
+            raise InputError(f"{path}: GPU {int(gpu[keep].max())}, but the run had {gpus}")
+        keep &= (gpu >= ranks.start) & (gpu < ranks.stop)
+        copied = keep & (block["stream"] == COPY)
+        if np.any(copied):
+            copies.append({name: block[name][copied] for name in _COPY_COLUMNS})
+            copies[-1]["stream"] = block["stream"][copied]
+        keep &= ~copied
+        yield {name: values[keep] for name, values in block.items()}
 
 
-def _events(
-    gpu: int, spans: Columns, marks: list[tuple[int, int, int]], origin_s: float
-) -> Iterator[dict[str, object]]:
-    """Events of one GPU: names of the rows, steps, then each span with its launch."""
-    yield _name("process_name", gpu, 0, f"GPU {gpu}")
-    yield _name("process_name", _HOST_PID, 0, "launches")
-    yield _name("thread_name", _HOST_PID, _STEP_TID, "steps")
-    for stream, name in enumerate(STREAMS):
-        yield _name("thread_name", gpu, _stream_id(stream), f"{name} stream")
-        yield _name("thread_name", _HOST_PID, _stream_id(stream), f"launches on {name}")
-    for step, begin, end in marks:
-        yield _complete(
-            f"ProfilerStep#{step}", "user_annotation", _HOST_PID, _STEP_TID, begin, end, {}
-        )
-    step, _, end = marks[-1]
-    yield _complete(
-        f"ProfilerStep#{step + 1}", "user_annotation", _HOST_PID, _STEP_TID, end, end + _MIN_US, {}
-    )
-
-    free = [0] * len(STREAMS)
-    columns = {name: values.tolist() for name, values in spans.items()}
-    for row in range(len(columns["gpu"])):
-        span = {name: values[row] for name, values in columns.items()}
-        stream = span["stream"]
-        begin = max(_us(span["start_s"], origin_s), free[stream])
-        end = max(_us(span["end_s"], origin_s), begin + _MIN_US)
-        free[stream] = end
-        tid, correlation = _stream_id(stream), row + 1
-        link = {"correlation": correlation}
-        yield _complete(
-            "cudaLaunchKernel", "cuda_runtime", _HOST_PID, tid, begin, begin + _MIN_US, link
-        )
-        yield _complete(
-            _kernel_name(span),
-            "kernel",
-            gpu,
-            tid,
-            begin,
-            end,
-            {"device": gpu, "stream": tid, **link, **_details(span)},
-        )
+def _in_time(copies: list[Columns]) -> Iterator[Columns]:
+    """The spans of `copies` by GPU and time, in blocks: the text of all would take ten times the
+    memory.
+    """
+    if not copies:
+        return
+    every = {name: np.concatenate([part[name] for part in copies]) for name in copies[0]}
+    order = np.lexsort((every["start_s"], every["gpu"]))
+    for first in range(0, len(order), BLOCK_ROWS):
+        some = order[first : first + BLOCK_ROWS]
+        yield {name: values[some] for name, values in every.items()}
 
 
-def _details(span: dict[str, Any]) -> dict[str, object]:
-    """What the reader of a trace may want to know about a span, in its `args`."""
-    details: dict[str, object] = {"layer": span["layer"], "microbatch": span["microbatch"]}
-    if span["stream"] == COPY:
-        details |= {"expert": span["expert"], "bytes": span["bytes"]}
-        if span["kind"] == PREFETCH:
-            details["used"] = span["used"]
-    elif span["stream"] == COMM:
-        details |= {"chunk": span["chunk"], "bytes": span["bytes"]}
-    else:
-        details |= {"chunk": span["chunk"], "rows": span["rows"], "flops": span["flops"]}
-        details |= {"peer": span["peer"], "fetch_wait_us": 1e6 * span["fetch_wait_s"]}
-        if span["expert"] >= 0:
-            details["expert"] = span["expert"]
-    return details
+class _Lanes:
+    """Where the streams of some ranks stand.
+
+    State: `free` [ranks, streams], from when each stream is free, in us; `events` [ranks], spans
+    written so far; the sums of the counters.
+    """
+
+    def __init__(self, ranks: range, window: _Window, pool: Executor) -> None:
+        self._ranks, self._window, self._pool = ranks, window, pool
+        self._free = np.zeros((len(ranks), len(STREAMS)), dtype=np.int64)
+        self._events = np.zeros(len(ranks), dtype=np.int64)
+        length_s = window.end_s - window.origin_s
+        intervals = max(min(INTERVALS, int(length_s * 1e6)), 1)
+        self._rates = Rates(2 * len(ranks), length_s, intervals)
+
+    def write(self, spans: Columns, traces: list[TraceFile]) -> None:
+        """Write spans [rows] that follow, on each stream, those written before."""
+        order = np.lexsort((spans["start_s"], spans["stream"], spans["gpu"]))
+        spans = {name: values[order] for name, values in spans.items()}
+        rank = spans["gpu"].astype(np.int64) - self._ranks.start
+        stream = spans["stream"].astype(np.int64)
+        lane = rank * len(STREAMS) + stream
+        begin, end = self._placed(spans, lane)
+        firsts = np.searchsorted(rank, np.arange(len(self._ranks) + 1))
+        correlation = np.arange(1, len(rank) + 1) - (firsts[:-1] - self._events)[rank]
+        self._events += np.diff(firsts)
+        for one in (COMPUTE, COMM, COPY):
+            rows = np.flatnonzero(stream == one)
+            if len(rows):
+                part = {name: values[rows] for name, values in spans.items()}
+                texts = events.kernels(part, begin[rows], end[rows], correlation[rows], one)
+                self._spread(rank[rows], texts, traces)
+                if one != COMPUTE:
+                    self._add_rates(part, rank[rows], one)
+        if "chunk" in spans and len(rank):
+            found = events.arrows(spans, begin, correlation)
+            if found is not None:
+                self._spread(found[0] - self._ranks.start, found[1], traces)
+
+    def _placed(self, spans: Columns, lane: Ints) -> tuple[Ints, Ints]:
+        """Begin and end [rows] in whole us, in order and at least 1 apart on each lane.
+
+        With wish b, e: end = max(e, b + 1, end before + 1), a running maximum of end - index.
+        """
+        begin, end = self._window.us(spans["start_s"]), self._window.us(spans["end_s"])
+        if not len(lane):
+            return begin, end
+        free = self._free.reshape(-1)
+        first = np.append(True, lane[1:] != lane[:-1])
+        index = np.arange(len(lane))
+        wish = np.maximum(end, begin + 1)
+        wish[first] = np.maximum(wish[first], free[lane[first]] + 1)
+        # Lanes lie one above the other, farther apart than any instant.
+        apart = int(wish.max()) + len(lane) + 1
+        end = np.maximum.accumulate(wish - index + lane * apart) + index - lane * apart
+        before = np.append(0, end[:-1])
+        before[first] = free[lane[first]]
+        last = np.append(first[1:], True)
+        free[lane[last]] = end[last]
+        return np.maximum(begin, before), end
+
+    def _spread(self, rank: Ints, texts: Texts, traces: list[TraceFile]) -> None:
+        """Write texts [rows], whose ranks are sorted, each to the trace of its rank."""
+        offsets, data = texts
+        bounds = np.searchsorted(rank, np.arange(len(traces) + 1))
+        cuts = offsets[bounds].tolist()
+        jobs = [
+            self._pool.submit(trace.write, data[begin:end])
+            for trace, (begin, end) in zip(traces, pairwise(cuts), strict=True)
+            if end > begin
+        ]
+        for job in jobs:
+            job.result()
+
+    def _add_rates(self, spans: Columns, rank: Ints, stream: int) -> None:
+        origin_s = self._window.origin_s
+        lane = 2 * rank + (stream == COPY)
+        begin_s, end_s = spans["start_s"] - origin_s, spans["end_s"] - origin_s
+        self._rates.add(lane, begin_s, end_s, spans["bytes"])
+
+    def write_rates(self, traces: list[TraceFile]) -> None:
+        """Write the counters of what each GPU sent and fetched, where it did."""
+        at = np.rint(self._rates.edges_s * 1e6).astype(np.int64)
+        for index, trace in enumerate(traces):
+            for lane, name in ((0, "sent"), (1, "fetched")):
+                rate = self._rates.of(2 * index + lane)
+                if np.any(rate):
+                    values = {"GB/s": np.round(np.append(rate, 0.0) / 1e9, 6)}
+                    trace.write(events.counter(name, self._ranks[index], at, values))
 
 
-def _kernel_name(span: dict[str, Any]) -> str:
-    """A name by which readers tell communication, copies and compute apart."""
-    kind = KINDS[span["kind"]]
-    if span["stream"] == COMM:
-        return f"ncclDevKernel_{kind}"
-    if span["kind"] in (SEND, REBALANCE):
-        return f"Memcpy PtoP ({kind})"
-    return f"Memcpy HtoD ({kind})" if span["stream"] == COPY else kind
+def _write_cache(path: Path, ranks: range, window: _Window, traces: list[TraceFile]) -> None:
+    """Write, for each step, the accesses of a GPU's expert cache, where it has one.
 
-
-def _stream_id(stream: int) -> int:
-    return stream + 1
-
-
-def _us(t_s: float, origin_s: float) -> int:
-    return round((float(t_s) - origin_s) * 1e6)
-
-
-def _name(what: str, pid: int, tid: int, name: str) -> dict[str, object]:
-    return {"ph": "M", "name": what, "pid": pid, "tid": tid, "ts": 0, "args": {"name": name}}
-
-
-def _complete(
-    name: str, category: str, pid: int, tid: int, begin: int, end: int, args: dict[str, Any]
-) -> dict[str, object]:
-    return {
-        "ph": "X",
-        "cat": category,
-        "name": name,
-        "pid": pid,
-        "tid": tid,
-        "ts": begin,
-        "dur": end - begin,
-        "args": args,
-    }
-
-
-def _write(path: Path, rank: int, events: Iterator[dict[str, object]]) -> None:
-    """Write one trace; the same events give the same bytes (no file name or time in the header)."""
-    with (
-        path.open("wb") as raw,
-        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as file,
-    ):
-        # Readers look for the rank as text, with this very space after each colon.
-        head = f'{{"schemaVersion": 1, "distributedInfo": {{"rank": {rank}}}, "traceEvents": ['
-        file.write(head.encode())
-        before = "\n"
-        for event in events:
-            file.write((before + json.dumps(event, allow_nan=False)).encode())
-            before = ",\n"
-        file.write(b"\n]}\n")
+    The traces are as good without: a run that was cut off may lack the table.
+    """
+    if not path.exists():
+        return
+    names = ("hit", "late", "miss")
+    counts = np.zeros((len(names), len(ranks), len(window.steps)), dtype=np.int64)
+    for block in iter_table(path, ACCESS_SCHEMA):
+        keep = window.holds(block["step"])
+        keep &= (block["gpu"] >= ranks.start) & (block["gpu"] < ranks.stop)
+        step = np.searchsorted(window.steps, block["step"][keep])
+        where = (block["gpu"][keep].astype(np.int64) - ranks.start) * len(window.steps) + step
+        for index, name in enumerate(names):
+            found = np.bincount(where, block[name][keep], minlength=counts[index].size)
+            counts[index] += found.reshape(counts[index].shape).astype(np.int64)
+    at = np.array([begin for _, begin, _ in window.marks], dtype=np.int64)
+    for index, trace in enumerate(traces):
+        if np.any(counts[:, index]):
+            values = dict(zip(names, counts[:, index], strict=True))
+            trace.write(events.counter("expert cache accesses", ranks[index], at, values))

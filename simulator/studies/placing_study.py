@@ -92,7 +92,10 @@ class _Timed(NamedTuple):
 
 
 def rows(
-    asked: Asked, topologies: Sequence[Topology], progress: Progress | None = None
+    asked: Asked,
+    topologies: Sequence[Topology],
+    progress: Progress | None = None,
+    left_out: Callable[[str], object] | None = None,
 ) -> Iterator[Row]:
     """A row for each topology and policy.
 
@@ -101,7 +104,8 @@ def rows(
     and its share of the time; max_over_mean: rows of the busiest GPU, mean over layers;
     expert_GiB: weights of experts on the fullest GPU, all layers of the model; moved_bytes: weights
     that the GPUs of a group need beyond what they hold in order, one copy of each, all layers.
-    Raises InputError for what does not fit together.
+    Raises InputError for what does not fit together; but where `left_out` is given, a policy that
+    has no answer is left out, and `left_out` told why.
     """
     total = len(topologies) * len(asked.policies) * len(asked.layers)
     done = 0
@@ -116,7 +120,14 @@ def rows(
         cluster, near = group_of(asked, topology)
         batch = asked.draw(near.ep)
         for policy in asked.policies:
-            yield _row(asked, topology.name, cluster, near, batch, policy, told)
+            try:
+                found = placed(asked, near, policy)
+            except InputError as error:
+                if left_out is None:
+                    raise
+                left_out(f"{topology.name}: {error}")
+                continue
+            yield _row(asked, topology.name, cluster, near, batch, policy, found, told)
 
 
 def group_of(asked: Asked, topology: Topology) -> tuple[Cluster, Near]:
@@ -164,12 +175,12 @@ def _row(
     near: Near,
     batch: Batch,
     policy: str,
+    found: Placement,
     told: Callable[[], None],
 ) -> Row:
     from simulator.policies.placement_figures import moved_experts
 
     experts = asked.loads.counts.shape[1]
-    found = placed(asked, near, policy)
     timed = []
     for place_in_batch, layer in enumerate(asked.layers):
         timed.append(_layer(asked, cluster, near, batch, place_in_batch, found, layer))

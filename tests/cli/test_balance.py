@@ -121,6 +121,11 @@ def test_from_a_policy(call: Call, loads: str):
         ((), "--gpus is required (or --topology)"),
         (("--gpus", "0"), "--gpus: '0' is not a whole number from 1"),
         (("--gpus", "2", "--replicas", "3"), "--replicas 3: loads.json has 4 experts"),
+        (
+            ("--gpus", "2", "--replicas", "99"),
+            "--replicas 99: 4 experts on 2 GPUs have at most 8 copies, one of each on every GPU; "
+            "write 8 or less",
+        ),
         (("--gpus", "5"), "--replicas 4: every one of 5 GPUs needs a slot; write 5 or more"),
         (("--gpus", "4", "--nodes", "3"), "--nodes 3 does not divide --gpus 4"),
         (("--gpus", "4", "--topology", "h100x2"), "no topology 'h100x2'"),

@@ -137,6 +137,7 @@ def test_a_policy_of_ones_own(
         (["--capacity", "2.5"], "--capacity: '2.5' is not a whole number from 1"),
         (["--capacity", ""], "--capacity: '' is not a whole number"),
         (["--policy", "lur"], "no policy 'lur' (did you mean 'lru'?); known: lru, lfu,"),
+        (["--policy", "json:dumps"], "eviction dumps: returned '[1, 4, 2, false, null]'; write a"),
         (["--policy", "belady:3"], "policy 'belady:3': belady takes no argument"),
         (["--pool", "globl"], "--pool: no 'globl' (did you mean 'global'?); write layer or global"),
         (["--reset", "batch"], "--reset: no 'batch'; write request or never"),

@@ -209,6 +209,19 @@ def test_what_does_not_go_is_refused_in_one_line(
     assert done.err.count("\n") == 1
 
 
+def test_policies_without_an_answer_are_left_out_unless_named(call: Call, tmp_path: Path):
+    path = tmp_path / "loads.json"
+    path.write_text(json.dumps({"logical_count": np.ones((2, 30)).tolist()}))
+    done = call("placement", str(path), *SMALL, "--json")
+    assert done.status == 0
+    names = [row["policy"] for row in json.loads(done.out)]
+    assert names == ["contiguous", "balanced", "topology-aware"]
+    assert "note: left out: h100x16-rail: eplb: 30 physical experts" in done.err
+    named = call("placement", str(path), *SMALL, "--policy", "eplb,balanced")
+    assert named.status == 2
+    assert named.err.startswith("error: eplb: 30 physical experts are no multiple of 16 GPUs")
+
+
 def test_a_missing_file_is_told(call: Call):
     done = call("placement", "no-such-loads.json", *SMALL)
     assert done.status == 2

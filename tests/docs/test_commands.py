@@ -1,7 +1,8 @@
 """Every command shown in the README and in docs/ runs and prints what is shown under it.
 
 A fenced block of kind `console` holds commands behind `$ `, each followed by its output. Those
-that begin with `python -m simulator` are run, in order, in one fresh directory for each document.
+that begin with `python -m simulator`, or run a script of the document (`python NAME`), are run, in
+order, in one fresh directory for each document.
 Under a command the whole output is expected, line for line; a line `...` stands for any number of
 lines; no output shown means that it is not looked at. A block marked `console exit=2` shows a
 refusal: that exit status is expected, and its lines are those of stderr. A block of any kind
@@ -81,7 +82,12 @@ def commands_of(block: Block) -> list[Command]:
         else:
             raise ValueError(f"line {number}: output before the first command")
         continued = (continued or line.startswith("$ ")) and line.endswith("\\")
-    return [command for command in commands if command.text.startswith("python -m simulator")]
+    return commands
+
+
+def is_run(text: str, scripts: set[str]) -> bool:
+    """Whether a command is one of the simulator's, or a script that the document has."""
+    return text.startswith("python -m simulator") or text.removeprefix("python ") in scripts
 
 
 def matches(shown: list[str], printed: list[str]) -> bool:
@@ -106,7 +112,8 @@ def read_document(path: Path) -> tuple[list[Block], list[Command]]:
     """Read a document's blocks and those of its commands that are run."""
     blocks = blocks_of(path.read_text()) if path.exists() else []
     found = [c for block in blocks if block.kind == "console" for c in commands_of(block)]
-    return blocks, found
+    scripts = {block.marks["file"] for block in blocks if "file" in block.marks}
+    return blocks, [command for command in found if is_run(command.text, scripts)]
 
 
 CASES = [
@@ -135,7 +142,9 @@ def outcomes():
             for block in blocks:
                 if "file" in block.marks:
                     text = "\n".join([*block.lines, ""])
-                    (Path(folders[path].name) / block.marks["file"]).write_text(text)
+                    file = Path(folders[path].name) / block.marks["file"]
+                    file.parent.mkdir(exist_ok=True)
+                    file.write_text(text)
         for command in commands[len(done[path]) : number + 1]:
             done[path].append(
                 subprocess.run(
@@ -194,9 +203,17 @@ def test_blocks_and_commands_are_found_where_they_stand():
     first, second = blocks_of(EXAMPLE)
     assert first == Block("yaml", {"file": "mine.yaml"}, ["gpus: 2"], 3)
     assert (second.kind, second.marks, second.line) == ("console", {"exit": "2"}, 9)
-    (command,) = commands_of(second)
+    command, listing = commands_of(second)
+    assert is_run(command.text, set())
+    assert not is_run(listing.text, set())
     assert shlex.split(command.text) == ["python", "-m", "simulator", "--topology", "nowhere"]
     assert command == Command(command.text, 2, ["error: no topology", "..."], 10)
+
+
+def test_scripts_of_the_document_are_run_and_no_others():
+    assert is_run("python convert.py", {"convert.py"})
+    assert not is_run("python tools/measure_gpu.py", {"convert.py"})
+    assert not is_run("ls convert.py", {"convert.py"})
 
 
 def test_a_block_left_open_is_an_error():

@@ -65,6 +65,17 @@ def test_every_predictor_names_experts_that_the_gpu_serves_each_once(name: str):
 
 
 @pytest.mark.parametrize("name", sorted(PREFETCHERS))
+def test_a_micro_batch_without_tokens_asks_for_nothing(name: str):
+    """As the second one of two where a recording has a single request left."""
+    made = setup(argument=0.5 if name == "synthetic" else None)
+    predict = PREFETCHERS[name](made)
+    none = np.zeros((0, 3), dtype=np.int16)
+    future = Future(rows_of(none, made.serves[0])) if name in ORACLES else None
+    assert predict(past(none, made.serves), future) == [[], []]
+    assert predict(past(none, made.serves, 1, none), future) == [[], []]
+
+
+@pytest.mark.parametrize("name", sorted(PREFETCHERS))
 @pytest.mark.parametrize("access", ["dispatch", "fetch"])
 def test_only_oracles_are_handed_the_future(
     name: str, access: str, monkeypatch: pytest.MonkeyPatch

@@ -157,6 +157,16 @@ def test_lines_that_are_wrong(tmp_path, text, what):
     assert not (tmp_path / "t.parquet").exists()
 
 
+@pytest.mark.parametrize("key", ["problem_id", "type"])
+def test_bytes_that_are_no_text(tmp_path, key):
+    record = {"type": "route", "problem_id": "a", "layer": 0, "token_idx": 0, "experts": [1]}
+    good = json.dumps(record).encode() + b"\n"
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(good + good.replace(record[key].encode() + b'"', b'\xdc"'))
+    with pytest.raises(InputError, match=r"log.jsonl:2: not JSON: 'utf-8' codec"):
+        import_jsonl(path, tmp_path / "t.parquet")
+
+
 def test_a_last_line_cut_short_is_dropped_and_said(tmp_path):
     report, (request, position, _) = imported(
         tmp_path, [*one_problem(0, 2), '{"problem_id": 0, "l']

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import importlib.util
 import json
 import os
@@ -240,6 +241,27 @@ def test_vllm_arrays_are_requests(tmp_path):
         imported(tmp_path, path)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint64", ">i4"])
+def test_ids_of_any_whole_type_are_the_same(tmp_path, dtype):
+    ids = routed(5, 3, 16, 4)
+    np.savez(tmp_path / "a.npz", np.zeros((0, 3, 4), dtype), ids.astype(dtype))
+    report, (_, _, _, experts) = imported(tmp_path, tmp_path / "a.npz")
+    assert np.array_equal(experts, ids)
+    assert report.requests == 1
+    np.save(tmp_path / "b.npy", np.full((5, 3, 4), np.iinfo(dtype).max, dtype))
+    with pytest.raises(InputError):
+        imported(tmp_path, tmp_path / "b.npy", "vllm", experts=16)
+
+
+def test_parts_may_hold_different_numbers_of_experts(tmp_path):
+    wide, narrow = routed(5, 3, 16, 4), routed(2, 3, 16, 2)
+    np.savez(tmp_path / "a.npz", wide, narrow)
+    _, (_, _, _, experts) = imported(tmp_path, tmp_path / "a.npz")
+    assert np.array_equal(experts[:5], wide)
+    assert np.array_equal(experts[5:, :, :2], narrow)
+    assert (experts[5:, :, 2:] == -1).all()
+
+
 def test_a_long_array_is_read_in_pieces(tmp_path, monkeypatch):
     from simulator.routing.importers import writing
 
@@ -356,6 +378,33 @@ def test_csv_of_a_row_per_token_and_layer(tmp_path, header, layer_major):
 
 
 # In general
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"problem_id": "a", "layer": 0, "token_idx": 0, "experts": [3, 1]}\n',
+        '0,"3 1"\n1,"0 2"\n',
+        "token_count,expert,layer\n5,0,0\n6,1,0\n",
+        json.dumps({"note": "x" * 5000, "logical_count": [[1, 2], [3, 4]]}),
+    ],
+    ids=["jsonl", "csv", "table", "json"],
+)
+def test_a_byte_order_mark_changes_nothing(tmp_path, text):
+    seen = []
+    for encoding in ("utf-8", "utf-8-sig"):
+        path = tmp_path / encoding
+        path.write_text(text, encoding)
+        seen.append(imported(tmp_path, path)[1])
+    for plain, marked in zip(*seen, strict=True):
+        assert np.array_equal(plain, marked)
+
+
+def test_a_compressed_file_is_to_be_unpacked(tmp_path):
+    path = tmp_path / "log.jsonl.gz"
+    path.write_bytes(gzip.compress(b'0,"1 2"\n'))
+    with pytest.raises(InputError, match="is compressed; unpack it first, with gunzip"):
+        imported(tmp_path, path)
 
 
 def test_options_that_a_kind_does_not_take(tmp_path):

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from simulator.errors import InputError
 from simulator.routing.importers.assemble import Spill, trim, write_rows
-from simulator.routing.importers.jsonl_shape import MAX_K, MAX_LINE_BYTES
+from simulator.routing.importers.jsonl_shape import BYTE_ORDER_MARK, MAX_K, MAX_LINE_BYTES
 from simulator.routing.importers.report import ImportReport, check_target, settle_experts
 from simulator.routing.trace import MAX_EXPERTS, MAX_LAYERS, TraceWriter
 
@@ -100,6 +100,8 @@ def _rows(
                 continue
             if len(text) == MAX_LINE_BYTES:
                 raise InputError(f"{source}:{number}: longer than {MAX_LINE_BYTES} bytes")
+            if number == 1:
+                text = text.removeprefix(BYTE_ORDER_MARK)
             first, comma, rest = text.partition(b",")
             try:
                 layer = int(first)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from simulator.errors import InputError
 from simulator.routing.importers.assemble import Spill, trim, write_rows
 from simulator.routing.importers.jsonl_shape import (
+    BYTE_ORDER_MARK,
     MAX_K,
     MAX_LINE_BYTES,
     MAX_TOKEN,
@@ -119,7 +120,10 @@ def import_jsonl(
 def _columns(state: _State) -> Iterator[Columns]:
     """Yield the records of the file, chunk by chunk."""
     for first_line, text in _chunks(state.source):
-        columns = _fast(state, text)
+        try:
+            columns = _fast(state, text)
+        except UnicodeDecodeError:  # Arrow does not look into the texts until they are asked for
+            columns = None
         if columns is None:
             columns = _slow(state, text, first_line)
         newlines = text.count(b"\n")
@@ -133,8 +137,9 @@ def _chunks(source: Path) -> Iterator[tuple[int, bytes]]:
     with source.open("rb") as file:
         rest = b""
         while True:
+            begins = file.tell() == 0
             read = file.read(CHUNK_BYTES)
-            text = rest + read
+            text = rest + (read.removeprefix(BYTE_ORDER_MARK) if begins else read)
             cut = text.rfind(b"\n") + 1 if read else len(text)
             rest = text[cut:]
             text = text[:cut]

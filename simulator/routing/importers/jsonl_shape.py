@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from simulator.routing.trace import MAX_EXPERTS, MAX_LAYERS
 
 MAX_LINE_BYTES = 1 << 20
+# Some editors and shells begin a text file with it.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_TOKEN = 2**31 - 1
 MAX_K = 1024
 # The first lines may be a header; the shape of the records is taken from the first that is one.
@@ -47,8 +49,10 @@ def sniff(path: Path) -> tuple[Shape | None, dict[str, Any], dict[str, Any]]:
     """
     header: dict[str, Any] = {}
     with path.open("rb") as file:
-        for _ in range(SNIFFED_LINES):
+        for number in range(SNIFFED_LINES):
             text = file.readline(MAX_LINE_BYTES)
+            if number == 0:
+                text = text.removeprefix(BYTE_ORDER_MARK)
             if not text:
                 break
             if not text.strip():

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from simulator.errors import InputError
 from simulator.routing.importers.boxes import read_safetensors
+from simulator.routing.importers.jsonl_shape import BYTE_ORDER_MARK
 from simulator.routing.importers.report import one_line
 from simulator.routing.trace import MAX_EXPERTS, MAX_LAYERS
 
@@ -53,7 +54,7 @@ def read_load_file(path: Path, model: str | None = None) -> RawLoads:
     if path.is_dir():
         return read_tensorrt(path)
     with path.open("rb") as file:
-        head = file.read(64)
+        head = file.read(64).removeprefix(BYTE_ORDER_MARK)
     if head.startswith(b"PK"):
         return _zipped(path)
     if head.startswith(b"\x93NUMPY"):
@@ -302,6 +303,6 @@ def _text(path: Path, limit: int) -> str:
     if path.stat().st_size > limit:
         raise InputError(f"{path}: larger than {limit >> 20} MiB; save it as .npy")
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not text: {one_line(error)}") from error

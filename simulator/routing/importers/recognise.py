@@ -6,11 +6,17 @@ import re
 from pathlib import Path
 
 from simulator.errors import InputError
-from simulator.routing.importers.jsonl_shape import sniff
+from simulator.routing.importers.jsonl_shape import BYTE_ORDER_MARK, sniff
 
 HEAD_BYTES = 4096
 CSV_ROUTE = re.compile(rb"^\s*\d+\s*,\s*\"?\s*-?\d+(\s+-?\d+)*\s*\"?\s*$")
-CSV_COUNTS = re.compile(rb"^([a-z_]+,)*expert,([a-z_]+,)*(token_count|count)\s*$")
+CSV_NAMES = re.compile(rb"^[a-z_]+(,[a-z_]+)+$")
+PACKED = {
+    b"\x1f\x8b": "gunzip",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+    b"\xfd7zXZ\0": "unxz",
+    b"BZh": "bunzip2",
+}
 SAFETENSORS_HEAD = re.compile(rb"^.{6}\0\0\{\s*\"", re.DOTALL)
 
 
@@ -26,7 +32,10 @@ def recognise(path: str | Path) -> str | None:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
+        head = file.read(HEAD_BYTES).removeprefix(BYTE_ORDER_MARK)
+    for magic, tool in PACKED.items():
+        if head.startswith(magic):
+            raise InputError(f"{path}: is compressed; unpack it first, with {tool}")
     if head.startswith(b"PAR1"):
         return "parquet"
     if head.startswith(b"PK"):
@@ -48,15 +57,26 @@ def _text_kind(path: Path, head: bytes) -> str | None:
     if text[:1] in (b"{", b"["):
         if sniff(path)[0] is not None:
             return "jsonl"
-        if text.startswith(b"[") or b'"logical_count"' in head:
+        if text.startswith(b"["):
             return "loads" if b'"logical_count"' in head or _numbers(text) else None
-        return None
+        return "loads" if _holds(path, b'"logical_count"') else None
     lines = [line for line in head.splitlines()[:-1] or head.splitlines() if line.strip()]
-    if lines and CSV_COUNTS.match(lines[0].strip().lower()):
-        return "loads"
+    names = lines[0].strip().lower() if lines else b""
+    if CSV_NAMES.match(names):
+        columns = names.split(b",")
+        if b"expert" in columns and (b"token_count" in columns or b"count" in columns):
+            return "loads"
     if any(CSV_ROUTE.match(line) for line in lines[:2]):
         return "csv"
     return None
+
+
+def _holds(path: Path, wanted: bytes) -> bool:
+    """Whether a file of a size that is read at all holds some text; keys come in any order."""
+    from simulator.routing.importers.loadfiles import MAX_JSON_BYTES
+
+    with path.open("rb") as file:
+        return wanted in file.read(MAX_JSON_BYTES)
 
 
 def _numbers(text: bytes) -> bool:
@@ -82,8 +102,9 @@ def _array_kind(path: Path) -> str | None:
     """Of an .npy or .npz file, by its first array: ids, counts or logits."""
     from simulator.routing.importers.arrays import iter_arrays, looks_routed
 
-    _, first = next(iter_arrays(path), ("", None))
-    if first is None or first.ndim not in (2, 3) or first.size == 0:
+    # A request without tokens tells nothing.
+    first = next((array for _, array in iter_arrays(path) if array.size), None)
+    if first is None or first.ndim not in (2, 3):
         return None
     if looks_routed(first):
         return "vllm"

@@ -62,7 +62,7 @@ def write_parts(
                 raise InputError(
                     f"{source}: {piece.where} has {ids.shape[1]} layers, others {len(recorded)}"
                 )
-            largest = max(largest, int(ids.max(initial=-1)))
+            largest = max(largest, int(ids.max()) if ids.size else -1)
             recorded |= (ids >= 0).any(axis=(0, 2))
             k = max(k, int((ids >= 0).sum(axis=2).max(initial=0)))
     if largest < 0:
@@ -83,6 +83,8 @@ def write_parts(
             for piece in _pieces(source, part):
                 ids = np.asarray(piece.ids[:, layers]).astype(np.int16)
                 ids = _to_the_left(ids, report)[:, :, :k]
+                # Some parts may hold fewer experts per token than others.
+                ids = np.pad(ids, ((0, 0), (0, 0), (0, k - ids.shape[2])), constant_values=-1)
                 there = (ids[:, :, 0] >= 0).any(axis=1)
                 report.tokens_empty += int((~there).sum())
                 if not there.any():
@@ -102,7 +104,7 @@ def checked_ids(where: str, ids: Array, experts: int | None) -> Array:
     from simulator.routing.kernels import first_bad_id
 
     limit = MAX_EXPERTS if experts is None else experts
-    low, high = int(ids.min(initial=0)), int(ids.max(initial=-1))
+    low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, -1)
     if low < -1 or high >= limit:
         token, layer, choice = (int(at) for at in np.argwhere((ids < -1) | (ids >= limit))[0])
         raise InputError(

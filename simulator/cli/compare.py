@@ -1,0 +1,41 @@
+"""`compare`: two runs, serving runs or recorded traces side by side, the differences explained."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from simulator.cli.arguments import Parser, _add_json
+from simulator.errors import InputError
+
+
+def arguments(parser: Parser) -> None:
+    """The arguments of `compare`."""
+    what = "a run's or a serving run's directory, or recorded traces (a folder or a file)"
+    parser.add_argument("a", metavar="A", help=what)
+    parser.add_argument("b", metavar="B", help="as A; differences are B - A, ratios B / A")
+    parser.add_argument(
+        "--cpu",
+        action="store_true",
+        help="of traces: take operators on the CPU for kernels, where no GPU was recorded",
+    )
+    _add_json(parser, "print a list of rows as JSON")
+
+
+def run(options: Namespace) -> None:
+    """Print what differs, and why."""
+    from simulator.cli.commands import _print_json
+    from simulator.results.any_run import read_any
+    from simulator.results.compare import compare, json_rows
+    from simulator.results.compare_text import render
+
+    a, b = (read_any(Path(name), options.cpu) for name in (options.a, options.b))
+    found = compare(a, b)
+    if options.json:
+        _print_json(json_rows(found))
+    else:
+        print(render(found), end="")
+    if faults := [*a.faults, *b.faults]:
+        sys.stdout.flush()
+        raise InputError("\n".join(faults))

@@ -1,0 +1,288 @@
+"""A comparison of two runs as sentences and tables of at most 80 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from simulator.results.summary import ABSENT, dollars, duration, joules, number, percent, size
+
+if TYPE_CHECKING:
+    from simulator.results.compare import Comparison, Row
+
+_LABEL = 34
+_COLUMN = 12
+_MOST_INPUTS = 30
+_UNTOLD = 5e-4
+"""A smaller change of a time is not put in words: its three digits are the same."""
+
+_NAMES = {
+    "throughput_tokens_per_s": "tokens/s",
+    "throughput_tokens_per_s_per_gpu": "tokens/s per GPU",
+    "step_time_s.mean": "step, mean",
+    "step_time_s.max": "step, longest",
+    "gpus": "GPUs",
+    "mfu": "MFU",
+    "overlap_achieved": "communication under compute",
+    "compute_utilization": "compute stream busy",
+    "comm_utilization": "comm stream busy",
+    "copy_utilization": "copy stream busy",
+    "hottest_link_utilization": "busiest link",
+    "load_imbalance.gpus": "rows, busiest GPU / mean",
+    "load_imbalance.experts": "rows, busiest expert / mean",
+    "energy.joules_per_step": "energy per step",
+    "cost.usd_per_million_tokens": "cost of 1M tokens",
+    "usd_per_1m_generated": "cost of 1M generated tokens",
+    "window_s": "first to last kernel",
+    "busy.compute": "computing",
+    "busy.communication": "communicating",
+    "busy.copies": "copying",
+    "mean_step_s": "step, mean",
+    "mean_step_tokens": "tokens per step",
+    "peak_kv_share": "KV cache, most used",
+    "cache_hit_rate": "hits",
+    "cache_late_hit_rate": "late hits",
+    "cache_miss_rate": "misses",
+    "cache_accesses": "accesses",
+    "prefetch_accuracy": "prefetches used",
+    "prefetch_recall": "accesses foreseen",
+    "demand_bytes": "fetched on demand",
+    "prefetch_bytes": "prefetched",
+    "wasted_prefetch_bytes": "prefetched in vain",
+}
+_PARTS = {
+    "compute": "compute",
+    "exposed_communication": "exposed communication",
+    "fetch_stall": "fetch stall",
+    "peer_wait": "waiting for a peer",
+    "exposed_copies": "exposed copies",
+    "idle": "idle",
+}
+_SHARES = ("_rate", "_share", "_utilization", "_accuracy", "_recall", "_achieved", "mfu")
+_TITLES = {
+    "figures": "Figure",
+    "breakdown": "Where a GPU's time goes, a step",
+    "cache": "Expert cache",
+    "links": "Links busy",
+}
+
+
+def shown(key: str, value: object) -> str:
+    """A figure with the unit that its dotted key tells."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    name, last = key.rpartition(".")[0] or key, key.rpartition(".")[2]
+    if last.endswith(_SHARES) or key.startswith(("busy.", "breakdown.", "critical_")):
+        return percent(value)
+    if last.endswith("_per_s") or last.endswith("_per_gpu"):
+        return number(value, 4)
+    if last.endswith("_s") or name.endswith("_s") or name in ("queue", "breakdown_s"):
+        return duration(value)
+    if last.endswith("bytes"):
+        return size(value)
+    if last.startswith("joules"):
+        return joules(value)
+    if last.startswith("usd"):
+        return dollars(value)
+    return f"{value:,}" if isinstance(value, int) else number(value, 4)
+
+
+def _signed(key: str, row: Row) -> str:
+    """B - A: shares in percentage points."""
+    change = row.difference
+    if change is None:
+        return ABSENT
+    if row.same:
+        return "="
+    text = shown(key, abs(change))
+    if text.endswith(" %"):
+        text = f"{text[:-2]} pp"
+    return f"{'+' if change > 0 else '-'}{text}"
+
+
+def _ratio(row: Row) -> str:
+    if row.same or row.ratio is None:
+        return ABSENT
+    return f"{number(row.ratio)} x"
+
+
+def _label(row: Row) -> str:
+    if row.section == "breakdown":
+        return _PARTS[row.figure.rpartition(".")[2]]
+    if row.section == "links":
+        kind = row.figure.removeprefix("links.").removesuffix(".mean_utilization")
+        return f"{kind}, mean" if kind != row.figure else row.figure
+    if row.figure.startswith("latency."):
+        _, name, of = row.figure.split(".")
+        return f"{name.removesuffix('_s').upper()}, {of}"
+    return _NAMES.get(row.figure, row.figure.replace("_", " ").replace(".", ", "))
+
+
+def _key(row: Row) -> str:
+    """What tells the unit of a row."""
+    return "busy.link" if row.section == "links" else row.figure
+
+
+def render(found: Comparison) -> str:
+    """What differs and why, then the tables."""
+    lines = [
+        f"A  {found.a.path} ({_words(found.a.kind)})",
+        f"B  {found.b.path} ({_words(found.b.kind)})",
+    ]
+    sections = ["\n".join(lines)]
+    sections += [textwrap.fill(sentence, 80) for sentence in sentences(found)]
+    for section, title in _TITLES.items():
+        rows = found.of(section)
+        if rows:
+            sections.append(_table(title, rows))
+    if found.a.input is not None and found.b.input is not None:
+        sections.append(_inputs(found.of("input")))
+    return "\n\n".join(sections) + "\n"
+
+
+def _words(kind: str) -> str:
+    return {"run": "simulated", "serving": "serving run", "trace": "recorded"}[kind]
+
+
+def _table(title: str, rows: Sequence[Row]) -> str:
+    header = "".join(f"{name:>{_COLUMN}}" for name in ("A", "B", "B - A", "B / A"))
+    lines = [f"{title:<{_LABEL - 2}}{header}"]
+    for row in rows:
+        key = _key(row)
+        cells = (shown(key, row.a), shown(key, row.b), _signed(key, row), _ratio(row))
+        values = "".join(f"{cell:>{_COLUMN}}" for cell in cells)
+        label = _label(row)
+        if len(label) > _LABEL - 5:
+            lines += [f"  {label[:78]}", f"{'':<{_LABEL - 2}}{values}"]
+        else:
+            lines.append(f"  {label:<{_LABEL - 4}}{values}")
+    return "\n".join(lines)
+
+
+def _inputs(rows: Sequence[Row]) -> str:
+    if not rows:
+        return "Inputs: the same"
+    lines = [f"Inputs that differ ({len(rows):,})"]
+    for row in rows[:_MOST_INPUTS]:
+        text = f"{row.figure}: {_told(row.a)} -> {_told(row.b)}"
+        lines += textwrap.wrap(
+            text, 80, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
+        )
+    left = len(rows) - _MOST_INPUTS
+    return "\n".join([*lines, *([f"  ... and {left:,} more; --json has all"] if left > 0 else [])])
+
+
+def _told(value: object) -> str:
+    return "(none)" if value is None else str(value)
+
+
+def sentences(found: Comparison) -> list[str]:
+    """The differences explained, most important first."""
+    rows = {row.figure: row for row in found.rows}
+    said: list[str] = []
+    if found.kind == "serving":
+        said += _serving(rows)
+    else:
+        said += _step(rows, found)
+    said += _hits(rows)
+    said += _link(found)
+    return said
+
+
+def _longer(row: Row, what: str) -> str:
+    """How B's time compares with A's."""
+    if row.same or abs(row.b - row.a) < _UNTOLD * row.a:
+        return f"A {what} takes as long in both ({shown(row.figure, row.a)})"
+    change = "longer" if row.b > row.a else "shorter"
+    of = f", {_ratio(row)} as long" if row.ratio is not None else ""
+    return (
+        f"B's {what} takes {shown(row.figure, abs(row.b - row.a))} {change} than A's "
+        f"({shown(row.figure, row.a)} -> {shown(row.figure, row.b)}{of})"
+    )
+
+
+def _step(rows: dict[str, Row], found: Comparison) -> list[str]:
+    """The step time, and which parts of the breakdown made the difference."""
+    time = rows.get("step_time_s.mean")
+    parts = [row for row in found.of("breakdown") if row.difference is not None]
+    if time is None or time.difference is None:
+        return []
+    first = _longer(time, "step")
+    moved = sorted(
+        (
+            row
+            for row in parts
+            if not row.same and abs(row.difference or 0.0) >= 0.01 * _least(time)
+        ),
+        key=lambda row: -abs(row.difference or 0.0),
+    )
+    if not moved:
+        return [f"{first}, and so do its parts."] if "as long in both" in first else [f"{first}."]
+    told = ", ".join(f"{_label(row)} {_signed(row.figure, row)}" for row in moved)
+    total = sum(row.difference or 0.0 for row in parts)
+    rest = time.difference - total
+    more = ""
+    if abs(rest) > 0.02 * _least(time):
+        # Of traces: the window is from the first kernel to the last, not the marked steps.
+        sign = "+" if rest > 0 else "-"
+        more = f"; {sign}{duration(abs(rest))} lies outside the kernels' window"
+    return [f"{first}. By part: {told}{more}."]
+
+
+def _least(time: Row) -> float:
+    return float(min(time.a, time.b))
+
+
+def _hits(rows: dict[str, Row]) -> list[str]:
+    misses = rows.get("cache_miss_rate")
+    if misses is None or misses.difference is None or misses.same:
+        return []
+    hits = rows["cache_hit_rate"]
+    return [
+        f"The expert cache misses {'more' if misses.b > misses.a else 'less'}: "
+        f"{percent(misses.a)} -> {percent(misses.b)} of the accesses "
+        f"(hits {percent(hits.a)} -> {percent(hits.b)})."
+    ]
+
+
+def _link(found: Comparison) -> list[str]:
+    named = [row for row in found.of("links") if " -> " in row.figure and row.difference]
+    if not named:
+        return []
+    row = max(named, key=lambda one: abs(one.difference or 0.0))
+    return [
+        f"The link whose use changed most: {row.figure}, busy {percent(row.a)} -> {percent(row.b)}."
+    ]
+
+
+def _serving(rows: dict[str, Row]) -> list[str]:
+    said = []
+    for name, words in (("ttft_s", "the first token"), ("tpot_s", "each further token")):
+        row = rows.get(f"latency.{name}.p99")
+        if row is None or row.difference is None:
+            continue
+        if row.same:
+            said.append(f"{words} takes as long in both (p99 {duration(row.a)})")
+        else:
+            said.append(
+                f"{words} takes {_ratio(row)} as long in B (p99 {duration(row.a)} -> "
+                f"{duration(row.b)})"
+            )
+    wait = rows.get("queue.mean")
+    ttft = rows.get("latency.ttft_s.mean")
+    if wait is not None and ttft is not None and wait.difference and ttft.difference:
+        part = wait.difference / ttft.difference
+        if part > 0.01:
+            said.append(
+                f"waiting for admission makes up {percent(min(part, 1.0))} of TTFT's change"
+            )
+    good = rows.get("goodput_requests_per_s")
+    if good is not None and good.difference and not good.same:
+        said.append(f"goodput is {number(good.a)} -> {number(good.b)} requests/s")
+    if not said:
+        return []
+    text = "; ".join(said)
+    return [f"{text[0].upper()}{text[1:]}."]
