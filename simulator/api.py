@@ -77,8 +77,8 @@ def simulate(
 
     overrides: "key.path=value" each; routing: a trace or law in place of the workload's. With `out`
     the run's files are kept there: the tables, `result.json`, `report.html`, and Chrome traces of
-    the first `trace_steps` measured steps (none if 0). The same arguments give the same bytes. `say` is told
-    in a line of what takes long.
+    the first `trace_steps` measured steps (none if 0). The same arguments give the same bytes.
+    `say` is told in a line of what takes long.
 
     Errors: InputError, one line per fault, for inputs that cannot be used and an `out` that holds
     something; `out` is then as it was before.

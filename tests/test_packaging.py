@@ -65,13 +65,14 @@ def test_the_wheel_holds_every_module_and_data_file(wheel: Path):
         "simulator/spec/energy.yaml",
         "simulator/spec/gpus.yaml",
         "simulator/spec/kernels.yaml",
-        "simulator/studies/deepseek_v3.yaml",
-        "simulator/studies/large_ep.yaml",
-        "simulator/studies/layerwise.yaml",
-        "simulator/studies/limits.yaml",
-        "simulator/studies/prophet.yaml",
+        "simulator/studies/deepseek_v3/deepseek_v3.yaml",
+        "simulator/studies/large_ep/large_ep.yaml",
+        "simulator/studies/layerwise/layerwise.yaml",
+        "simulator/studies/validation/limits.yaml",
+        "simulator/studies/mlperf/mlperf.yaml",
+        "simulator/studies/prophet/prophet.yaml",
     }
-    tables = list((ROOT / "simulator" / "studies" / "data").glob("*.csv"))
+    tables = list((ROOT / "simulator" / "studies" / "validation" / "data").glob("*.csv"))
     assert tables, "validate has no tables"
     expected |= {path.relative_to(ROOT).as_posix() for path in tables}
     for folder in DATA:

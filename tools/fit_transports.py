@@ -14,11 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from simulator.spec.transport import Transport  # noqa: E402
-from simulator.studies.fit import Fitted, prepare  # noqa: E402
-from simulator.studies.measured import comments  # noqa: E402
-from simulator.studies.sets import DATA, SHIPPED, calibration  # noqa: E402
-from simulator.studies.transport_file import fit_sources, transport_text  # noqa: E402
-from simulator.studies.validate import refit  # noqa: E402
+from simulator.studies.validation.fit import Fitted, prepare  # noqa: E402
+from simulator.studies.validation.measured import comments  # noqa: E402
+from simulator.studies.validation.sets import DATA, SHIPPED, calibration  # noqa: E402
+from simulator.studies.validation.transport_file import fit_sources, transport_text  # noqa: E402
+from simulator.studies.validation.validate import refit  # noqa: E402
 
 FP8 = 1.0 + 4 / 128  # with a 4-byte scale per 128 elements
 

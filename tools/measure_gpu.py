@@ -30,8 +30,8 @@ from simulator.errors import InputError  # noqa: E402
 from simulator.spec import catalogue  # noqa: E402
 from simulator.spec.schema import Gpu  # noqa: E402
 from simulator.spec.units import did_you_mean, parse_quantity  # noqa: E402
-from simulator.studies.gpu_profile import fit_profile, profile_text  # noqa: E402
-from simulator.studies.gpu_rows import SIZES, Shape, read_table, write_table  # noqa: E402
+from simulator.studies.validation.gpu_profile import fit_profile, profile_text  # noqa: E402
+from simulator.studies.validation.gpu_rows import SIZES, Shape, read_table, write_table  # noqa: E402
 
 RUNS, MOST_COPIES = 20, 128  # launches in a graph; sets of weights that take turns
 WARM_UPS, REPLAYS = 3, 10

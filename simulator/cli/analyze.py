@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simulator.cli.arguments import Parser, _add_json
-from simulator.cli.text import lay_out
+from simulator.cli.arguments import Parser, add_json
 from simulator.errors import InputError
+from simulator.results.text import lay_out
 
 if TYPE_CHECKING:
     from simulator.results.any_run import Read
@@ -32,19 +32,19 @@ def arguments(parser: Parser) -> None:
         action="store_true",
         help="of traces: take operators on the CPU for kernels, where no GPU was recorded",
     )
-    _add_json(parser, "print the summary as one JSON object")
+    add_json(parser, "print the summary as one JSON object")
 
 
 def run(options: Namespace) -> None:
     """Print the figures anew, from the files alone."""
-    from simulator.cli.commands import _print_json, _width
-    from simulator.studies.prophet_files import is_study, read_study, render_files
+    from simulator.cli.output import print_json, width
+    from simulator.studies.prophet.files import is_study, read_study, render_files
 
     path = Path(options.run)
     if is_study(path):
         left = read_study(path)
         if options.json:
-            _print_json(left)
+            print_json(left)
         else:
             print(render_files(left, lay_out))
         return
@@ -56,9 +56,9 @@ def run(options: Namespace) -> None:
         _add_saving(read, Path(options.baseline))
     if options.json:
         told = {"faults": read.faults} if read.faults else {}
-        _print_json(read.summary | told)
+        print_json(read.summary | told)
     else:
-        print(_text(read, _width()), end="")
+        print(_text(read, width()), end="")
     if read.faults:
         sys.stdout.flush()
         raise InputError("\n".join(read.faults))

@@ -55,19 +55,19 @@ def run(parser: Parser) -> None:
         help="which experts tokens take, in place of the workload's: a trace (shipped name or "
         "path) or a law such as zipf:1.2",
     )
-    _add_set(parser)
+    add_set(parser)
     parser.add_argument(
-        "--seed", type=_whole, default=0, metavar="N", help="of all random draws (default 0)"
+        "--seed", type=whole, default=0, metavar="N", help="of all random draws (default 0)"
     )
     parser.add_argument("--out", metavar="DIR", help="keep the files of the run in this directory")
     parser.add_argument(
         "--trace-steps",
-        type=_whole,
+        type=whole,
         default=4,
         metavar="N",
         help="how many steps the Chrome traces in --out hold (default 4, none with 0)",
     )
-    _add_json(parser, "print the summary as one JSON object")
+    add_json(parser, "print the summary as one JSON object")
 
 
 def transfers(parser: Parser) -> None:
@@ -81,15 +81,15 @@ def transfers(parser: Parser) -> None:
         metavar="CSV",
         help="the transfers: src, dst (node names or GPU indices), bytes, start_s",
     )
-    _add_set(parser)
+    add_set(parser)
     parser.add_argument(
         "-o", "--output", metavar="OUT", help="write the rows with finish_s here, not to stdout"
     )
-    _add_network(parser)
+    add_network(parser)
     parser.add_argument(
         "--links", metavar="CSV", help="write what every link carried here, not to stderr"
     )
-    _add_json(parser, "print a list of rows as JSON, in B and s")
+    add_json(parser, "print a list of rows as JSON, in B and s")
 
 
 def collective(parser: Parser) -> None:
@@ -117,7 +117,7 @@ def collective(parser: Parser) -> None:
         ("--ranks", "only the first N GPUs (default all)"),
         ("--seed", "of a law's random draws (default 0)"),
     ):
-        parser.add_argument(flag, type=_whole, metavar="N", help=text)
+        parser.add_argument(flag, type=whole, metavar="N", help=text)
     parser.add_argument(
         "--routing",
         metavar="TRACE|LAW",
@@ -136,8 +136,8 @@ def collective(parser: Parser) -> None:
         metavar="A",
         help="direct, two-tier, ring, tree, nvls or pair (default auto: the fastest for each row)",
     )
-    _add_set(parser)
-    _add_json(parser, "print a list of rows as JSON")
+    add_set(parser)
+    add_json(parser, "print a list of rows as JSON")
 
 
 def fit(parser: Parser) -> None:
@@ -173,11 +173,11 @@ def fit(parser: Parser) -> None:
     )
     parser.add_argument(
         "--sms",
-        type=_whole,
+        type=whole,
         metavar="N",
         help="of DeepEP's normal kernels: take the rows of kernels on N SMs",
     )
-    _add_json(parser, "print a list of rows as JSON")
+    add_json(parser, "print a list of rows as JSON")
 
 
 def validate(parser: Parser) -> None:
@@ -190,7 +190,7 @@ def validate(parser: Parser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="OUT", help="also write the findings as a Markdown page"
     )
-    _add_json(parser, "print a list of rows as JSON")
+    add_json(parser, "print a list of rows as JSON")
 
 
 def study(parser: Parser) -> None:
@@ -220,7 +220,7 @@ def study(parser: Parser) -> None:
         "systems.8xA100.price=$2/h; may be repeated",
     )
     parser.add_argument(
-        "--workers", type=_whole, metavar="N", help="processes (default: one per core)"
+        "--workers", type=whole, metavar="N", help="processes (default: one per core)"
     )
     for flag, metavar, text in (
         ("--topology", "T", "the cluster: a shipped name or a path"),
@@ -230,8 +230,8 @@ def study(parser: Parser) -> None:
         ("--prefetch", "LIST", "predictors, as in none,markov,oracle:2 (default: the usual ones)"),
     ):
         parser.add_argument(flag, metavar=metavar, help=f"cache: {text}")
-    parser.add_argument("--seed", type=_whole, metavar="N", help="cache: of all random draws")
-    _add_json(parser, "print the claims as a list of rows as JSON")
+    parser.add_argument("--seed", type=whole, metavar="N", help="cache: of all random draws")
+    add_json(parser, "print the claims as a list of rows as JSON")
 
 
 def list_(parser: Parser) -> None:
@@ -242,7 +242,7 @@ def list_(parser: Parser) -> None:
         metavar="WHAT",
         help="topologies, workloads, transports, traces, studies, gpus or policies (default all)",
     )
-    _add_json(parser, "print a list of rows as JSON")
+    add_json(parser, "print a list of rows as JSON")
 
 
 def show(parser: Parser) -> None:
@@ -257,7 +257,7 @@ def show(parser: Parser) -> None:
         help="with a workload: the memory that it takes on these GPUs; with a plan: its GPUs",
     )
     parser.add_argument("--workload", metavar="W", help="with a plan: the workload that it is of")
-    _add_set(parser)
+    add_set(parser)
     parser.add_argument(
         "--html",
         metavar="FILE",
@@ -269,7 +269,7 @@ def show(parser: Parser) -> None:
         help="with --html: inline (default, 5 MB, one file), cdn (loaded from the network) or "
         "directory (plotly.min.js beside FILE)",
     )
-    _add_json(parser, "print one JSON object, in SI units")
+    add_json(parser, "print one JSON object, in SI units")
 
 
 def import_(parser: Parser) -> None:
@@ -286,7 +286,7 @@ def import_(parser: Parser) -> None:
     )
     parser.add_argument(
         "--experts",
-        type=_whole,
+        type=whole,
         metavar="N",
         help="of a recording: experts of the model (default: by the largest id in the file)",
     )
@@ -295,17 +295,17 @@ def import_(parser: Parser) -> None:
     )
     parser.add_argument(
         "--top-k",
-        type=_whole,
+        type=whole,
         metavar="K",
         help="huggingface, loads: experts per token, where the file does not tell (default 8)",
     )
     parser.add_argument(
         "--tokens",
-        type=_whole,
+        type=whole,
         metavar="N",
         help="loads: how many tokens to draw (default 4096)",
     )
-    parser.add_argument("--seed", type=_whole, metavar="N", help="loads: of the draws (default 0)")
+    parser.add_argument("--seed", type=whole, metavar="N", help="loads: of the draws (default 0)")
     parser.add_argument(
         "--gpu",
         metavar="NAME",
@@ -313,7 +313,7 @@ def import_(parser: Parser) -> None:
     )
     parser.add_argument(
         "--nodes",
-        type=_whole,
+        type=whole,
         metavar="N",
         help="nccl-topo, nvidia-smi: so many such hosts, NIC i of each on switch i (default 1)",
     )
@@ -324,7 +324,8 @@ def import_(parser: Parser) -> None:
     )
 
 
-def _add_network(parser: Parser) -> None:
+def add_network(parser: Parser) -> None:
+    """`--network`: how transfers share links."""
     parser.add_argument(
         "--network",
         default="exact",
@@ -334,7 +335,8 @@ def _add_network(parser: Parser) -> None:
     )
 
 
-def _add_set(parser: Parser) -> None:
+def add_set(parser: Parser) -> None:
+    """`--set key.path=value`, as often as wanted."""
     parser.add_argument(
         "--set",
         action="append",
@@ -345,11 +347,12 @@ def _add_set(parser: Parser) -> None:
     )
 
 
-def _add_json(parser: Parser, text: str) -> None:
+def add_json(parser: Parser, text: str) -> None:
+    """`--json`."""
     parser.add_argument("--json", action="store_true", help=text)
 
 
-def _whole(text: str) -> int:
+def whole(text: str) -> int:
     """A whole number from 0."""
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")

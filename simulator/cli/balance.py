@@ -70,26 +70,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print a row for each policy; write the placement with -o."""
     from simulator.api import announced_compilation
-    from simulator.cli.commands import _print_json, _say
     from simulator.cli.flows import check_fresh
+    from simulator.cli.output import print_json, say
     from simulator.policies.placement_file import write_placement
 
     check_fresh(options.output)
     names = _names(options)
-    with announced_compilation(_say):
-        asked = question(options, names, _say)
-        placed = placements(asked, names, _say)
+    with announced_compilation(say):
+        asked = question(options, names, say)
+        placed = placements(asked, names, say)
         found = rows(asked, placed, options.start)
     if options.output is not None:
         ((name, placement),) = placed.items()
         write_placement(options.output, name, placement, asked.target.gpus)
     if options.json:
-        _print_json(found)
+        print_json(found)
     else:
         print(render(found))
-        _say(moved_note(found, options.start))
+        say(moved_note(found, options.start))
     if options.output is not None:
-        _say(f"kept in {options.output}")
+        say(f"kept in {options.output}")
 
 
 def question(options: argparse.Namespace, names: list[str] | None, say: Say) -> Question:
@@ -200,8 +200,8 @@ def rows(asked: Question, placed: dict[str, Placement], start: str | None) -> li
 
 def render(found: list[Row]) -> str:
     """The rows as a table of at most 80 columns."""
-    from simulator.cli.text import lay_out
     from simulator.results.summary import size
+    from simulator.results.text import lay_out
 
     known = found[0]["moved_bytes"] is not None
     cells = [

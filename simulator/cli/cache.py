@@ -82,8 +82,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Replay a trace on caches and print their hit rates."""
-    from simulator.cli.commands import _print_json, _progress_bar, _say
     from simulator.cli.flows import check_fresh, write_fresh
+    from simulator.cli.output import print_json, progress_bar, say
     from simulator.spec.find import find
 
     pool = _one_of("--pool", options.pool, ("layer", "global"))
@@ -102,8 +102,8 @@ def run(options: argparse.Namespace) -> None:
 
     policies = _policies(options.policy)
     sizes = None if options.sizes is None else _sizes(Path(options.sizes))
-    path = open_trace(found, _say)
-    with announced_compilation(_say), _progress_bar("token") as progress:
+    path = open_trace(found, say)
+    with announced_compilation(say), progress_bar("token") as progress:
         rates = hit_rates(
             path,
             policies,
@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> None:
             progress=progress,
         )
     for note in rates.notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     rows = table(rates, options.per_layer, options.sizes is not None)
     if options.output is not None:
         write_fresh(options.output, list(rows[0]), (list(row.values()) for row in rows))
@@ -130,7 +130,7 @@ def run(options: argparse.Namespace) -> None:
         page = render_cache_page(Path(options.trace).name, lines, overall, where)
         write_page(Path(options.html), page, where)
     if options.json:
-        _print_json(rows)
+        print_json(rows)
     else:
         print(render(rows, headline(rates, pool, reset, phase)))
 
@@ -169,7 +169,7 @@ def headline(rates: Rates, pool: str, reset: str, phase: str) -> str:
 
 def render(rows: Sequence[dict[str, Any]], above: str) -> str:
     """The rows as text."""
-    from simulator.cli.text import lay_out
+    from simulator.results.text import lay_out
 
     def shown(name: str, value: Any) -> str:
         if value is None:

@@ -7,8 +7,8 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from simulator.cli.text import lay_out
 from simulator.errors import InputError
+from simulator.results.text import lay_out
 from simulator.spec.units import did_you_mean
 
 if TYPE_CHECKING:

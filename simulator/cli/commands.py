@@ -6,16 +6,12 @@ it uses.
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
 
-from simulator.cli.text import lay_out
+from simulator.cli.output import print_json, progress_bar, say, width
 from simulator.errors import InputError
+from simulator.results.text import lay_out
 
 MANY_FLOWS = 50_000  # beyond, the exact network takes more than ten seconds
 
@@ -33,7 +29,7 @@ def run(options: Namespace) -> None:
     ]
     if absent:
         raise InputError("\n".join(absent))
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         result = simulate(
             options.topology,
             options.workload,
@@ -43,14 +39,14 @@ def run(options: Namespace) -> None:
             out=options.out,
             trace_steps=options.trace_steps,
             progress=progress,
-            say=_say,
+            say=say,
         )
     if options.json:
-        _print_json(result.summary)
+        print_json(result.summary)
     else:
-        print(result.render(_width()), end="")
+        print(result.render(width()), end="")
     if result.path is not None:
-        _say(f"kept in {result.path}")
+        say(f"kept in {result.path}")
 
 
 def transfers(options: Namespace) -> None:
@@ -79,12 +75,12 @@ def transfers(options: Namespace) -> None:
     network = network_of(options.network)
 
     if len(flows.rows) > MANY_FLOWS and options.network == "exact":
-        _say(
+        say(
             f"{len(flows.rows):,} transfers, each exactly: this may take minutes; "
             "--network epsilon:0.01 or coflow are quicker"
         )
     try:
-        with announced_compilation(_say):
+        with announced_compilation(say):
             of = (*ends, flows.size_bytes, flows.start_s)
             found = solve(graph, *of, network, flows.collectives)
     except InputError:
@@ -100,11 +96,11 @@ def transfers(options: Namespace) -> None:
     if options.json:
         keys = (*files.COLUMNS, files.FINISH)
         columns = (*ends, flows.size_bytes.tolist(), flows.start_s.tolist(), finish_s)
-        _print_json([dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)])
+        print_json([dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)])
     elif options.output is None:
         files.write_rows(sys.stdout, header, rows)
     if options.links is None:
-        _say(files.render_links(link_rows(found)))
+        say(files.render_links(link_rows(found)))
 
 
 def collective(options: Namespace) -> None:
@@ -122,15 +118,15 @@ def collective(options: Namespace) -> None:
     from simulator.engine.transport import cluster_of
 
     cluster = cluster_of(topology, options.ranks)
-    with announced_compilation(_say), _progress_bar() as progress:
+    with announced_compilation(say), progress_bar() as progress:
         asked = (wanted, cluster, transport, options.algorithm)
-        found = list(tables.rows(*asked, progress, _say))
+        found = list(tables.rows(*asked, progress, say))
     if options.json:
-        _print_json([row for row, _ in found])
+        print_json([row for row, _ in found])
     else:
         print(tables.render([row for row, _ in found]))
     if said := tables.note([time for _, time in found]):
-        _say(f"note: {said}")
+        say(f"note: {said}")
 
 
 def fit(options: Namespace) -> None:
@@ -142,13 +138,13 @@ def fit(options: Namespace) -> None:
     like = fitting.like(options, rows)
 
     from simulator.api import announced_compilation
-    from simulator.studies.fit import fit as fitted
-    from simulator.studies.fit import prepare
-    from simulator.studies.simulated import topology_by_system
-    from simulator.studies.transport_file import fit_sources, transport_text
+    from simulator.studies.validation.fit import fit as fitted
+    from simulator.studies.validation.fit import prepare
+    from simulator.studies.validation.simulated import topology_by_system
+    from simulator.studies.validation.transport_file import fit_sources, transport_text
 
     where = topology_by_system if options.topology is None else lambda row: options.topology
-    with announced_compilation(_say):
+    with announced_compilation(say):
         found = fitted(rows, where, like)
         tables = [f"measured: {name}" for name in options.measured]
         sources = fit_sources(found, prepare(rows, where, like), tables)
@@ -161,12 +157,12 @@ def fit(options: Namespace) -> None:
         named["sms"] = rows[0].sms
     fitting.write(options.output, transport_text(found.transport.model_copy(update=named)))
     if small:
-        _say(f"{small} rows below {options.min_bytes} were left out")
+        say(f"{small} rows below {options.min_bytes} were left out")
     if options.json:
-        _print_json(fitting.fit_rows(found))
+        print_json(fitting.fit_rows(found))
     else:
         print(fitting.render_fit(found))
-    _say(f"kept in {options.output}")
+    say(f"kept in {options.output}")
 
 
 def validate(options: Namespace) -> None:
@@ -175,22 +171,22 @@ def validate(options: Namespace) -> None:
 
     from simulator.api import announced_compilation
     from simulator.cli import fitting
-    from simulator.studies.validate import validate as validated
-    from simulator.studies.validation_page import MARK, flat, render
+    from simulator.studies.validation.page import MARK, flat, render
+    from simulator.studies.validation.validate import validate as validated
 
     if options.output is not None:
         fitting.check_page(options.output, MARK)
-    with announced_compilation(_say):
+    with announced_compilation(say):
         found = validated(None if options.reference is None else Path(options.reference))
     if options.output is not None:
         fitting.write_page(options.output, render(found))
     if options.json:
-        _print_json([flat(verdict) for verdict in found])
+        print_json([flat(verdict) for verdict in found])
     else:
         print(fitting.render_verdicts(found))
     failed = [verdict for verdict in found if not verdict.ok]
     for verdict in failed:
-        _say(
+        say(
             f"failed: {verdict.set.key}: error {verdict.error:.1%}, limit {verdict.limit.limit:.1%}"
         )
     if failed:
@@ -208,10 +204,10 @@ def study(options: Namespace) -> None:
 
     from simulator.api import announced_compilation
 
-    with announced_compilation(_say), _progress_bar() as progress:
-        found = run(options, progress, _say)
+    with announced_compilation(say), progress_bar() as progress:
+        found = run(options, progress, say)
     if options.json:
-        _print_json(found.rows)
+        print_json(found.rows)
     else:
         print(found.text, end="")
 
@@ -268,7 +264,7 @@ def list_(options: Namespace) -> None:
         what: make() for what, make in LISTS.items() if options.what is None or what == options.what
     }
     if options.json:
-        _print_json(
+        print_json(
             [
                 {"list": what, "name": name, "description": words}
                 for what, rows in found.items()
@@ -315,44 +311,6 @@ def show(options: Namespace) -> None:
         if options.html is not None:
             picture.draw(options.name, options.overrides, as_object, options.html, options.plotlyjs)
     if options.json:
-        _print_json(as_object)
+        print_json(as_object)
     else:
         print(as_text)
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, sort_keys=True, indent=1, allow_nan=False))
-
-
-def _say(line: str) -> None:
-    """A diagnostic."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def _width() -> int:
-    """Columns of a summary: of the terminal between 80 and 120, else 80."""
-    if not sys.stdout.isatty():
-        return 80
-    return min(max(shutil.get_terminal_size((80, 24)).columns, 80), 120)
-
-
-@contextmanager
-def _progress_bar(unit: str = "step") -> Iterator[Callable[[int, int], None] | None]:
-    """A function to be told of units done, which draws a bar; None if stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    bars: list[Any] = []
-
-    def advance(done: int, total: int) -> None:
-        if not bars:
-            from tqdm import tqdm
-
-            bars.append(tqdm(total=total, unit=unit, leave=False, dynamic_ncols=True))
-        bars[0].update(done - bars[0].n)
-
-    try:
-        yield advance
-    finally:
-        for bar in bars:
-            bar.close()

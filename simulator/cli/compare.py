@@ -6,7 +6,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from simulator.cli.arguments import Parser, _add_json
+from simulator.cli.arguments import Parser, add_json
 from simulator.errors import InputError
 
 
@@ -20,12 +20,12 @@ def arguments(parser: Parser) -> None:
         action="store_true",
         help="of traces: take operators on the CPU for kernels, where no GPU was recorded",
     )
-    _add_json(parser, "print a list of rows as JSON")
+    add_json(parser, "print a list of rows as JSON")
 
 
 def run(options: Namespace) -> None:
     """Print what differs, and why."""
-    from simulator.cli.commands import _print_json
+    from simulator.cli.output import print_json
     from simulator.results.any_run import read_any
     from simulator.results.compare import compare, json_rows
     from simulator.results.compare_text import render
@@ -33,7 +33,7 @@ def run(options: Namespace) -> None:
     a, b = (read_any(Path(name), options.cpu) for name in (options.a, options.b))
     found = compare(a, b)
     if options.json:
-        _print_json(json_rows(found))
+        print_json(json_rows(found))
     else:
         print(render(found), end="")
     if faults := [*a.faults, *b.faults]:

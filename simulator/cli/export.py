@@ -6,7 +6,7 @@ import re
 from argparse import Namespace
 from pathlib import Path
 
-from simulator.cli.arguments import Parser, _whole
+from simulator.cli.arguments import Parser, whole
 from simulator.errors import InputError
 
 
@@ -28,7 +28,7 @@ def arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--max-spans",
-        type=_whole,
+        type=whole,
         metavar="N",
         help="end before the step that would pass so many spans (default 4000000)",
     )
@@ -38,7 +38,7 @@ def run(options: Namespace) -> None:
     """Write the traces and say where they are."""
     import numpy as np
 
-    from simulator.cli.commands import _say
+    from simulator.cli.output import say
     from simulator.results.chrome import MOST_SPANS, export
     from simulator.runfiles.rundir import RunDir, open_run
     from simulator.runfiles.spans import STEP_SCHEMA
@@ -70,11 +70,11 @@ def run(options: Namespace) -> None:
             found = export(path, new.path, ranks, steps, most)
     except OSError as error:
         raise InputError(f"{options.output}: cannot be written: {error.strerror}") from error
-    _say(
+    say(
         f"{found.spans:,} spans of steps {found.first} to {found.last}, {len(found.paths):,} traces"
     )
     if found.cut is not None:
-        _say(
+        say(
             f"note: steps {found.last + 1} to {found.cut} were left out: more than {most:,} spans "
             "(--max-spans)"
         )

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simulator.cli.flows import check_fresh
-from simulator.cli.text import lay_out
 from simulator.errors import InputError
+from simulator.results.text import lay_out
 
 if TYPE_CHECKING:
     from simulator.spec.transport import Transport
-    from simulator.studies.fit import Fitted
-    from simulator.studies.measured import Measurement
-    from simulator.studies.validate import Verdict
+    from simulator.studies.validation.fit import Fitted
+    from simulator.studies.validation.measured import Measurement
+    from simulator.studies.validation.validate import Verdict
 
 LEAST = "64 KiB"  # below, times are launches and noise
 
@@ -24,7 +24,7 @@ LEAST = "64 KiB"  # below, times are launches and noise
 def read_rows(options: Namespace) -> tuple[list[Measurement], int]:
     """The measurements to fit, and how many were left out because they are small."""
     from simulator.spec.units import parse_quantity
-    from simulator.studies.measured import OPERATIONS, read_measured
+    from simulator.studies.validation.measured import OPERATIONS, read_measured
 
     if options.op is not None and options.op not in OPERATIONS.values():
         raise InputError(f"--op: {options.op!r} is none of {', '.join(OPERATIONS.values())}")
@@ -157,7 +157,7 @@ def render_fit(found: Fitted) -> str:
 
 def render_verdicts(verdicts: list[Verdict]) -> str:
     """A table of the sets: error, 95th percentile, worst row, noise floor, limit, verdict."""
-    from simulator.studies.validation_page import percent
+    from simulator.studies.validation.page import percent
 
     header = ("set", "rows", "par.", "error", "95 %", "worst", "noise", "limit", "verdict")
     cells = [

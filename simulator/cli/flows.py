@@ -141,8 +141,8 @@ def write_rows(stream: TextIO, header: Sequence[str], rows: Iterator[Sequence[ob
 
 def render_links(rows: Sequence[tuple[str, str, float, float, float, float]]) -> str:
     """A table of what the most used links carried, as text."""
-    from simulator.cli.text import lay_out
     from simulator.results.summary import duration, percent, size
+    from simulator.results.text import lay_out
 
     busiest = sorted(rows, key=lambda row: -row[5])[:MAX_LINKS]
     header = ("link", "kind", "bandwidth", "bytes", "busy", "used")

@@ -11,7 +11,7 @@ from simulator.errors import InputError
 if TYPE_CHECKING:
     from simulator.routing.loads import Loads
     from simulator.spec.transport import Transport
-    from simulator.studies.placing_study import Asked, Row
+    from simulator.studies.placing import Asked, Row
 
 POLICIES = "contiguous,balanced,eplb,topology-aware"
 TOKENS, LAYERS = 128, 8
@@ -53,7 +53,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         ("--redundant", "copies beside one of each expert, for policies that look at loads"),
         ("--seed", "of the draws of tokens, where only loads are known (default 0)"),
     ):
-        parser.add_argument(flag, type=_whole, default=0, metavar="N", help=text)
+        parser.add_argument(flag, type=whole, default=0, metavar="N", help=text)
     parser.add_argument(
         "--replica-choice",
         choices=("nearest", "least-loaded"),
@@ -85,8 +85,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print a row for each topology and policy."""
-    from simulator.cli.commands import _print_json, _progress_bar, _say
     from simulator.cli.flows import check_fresh, write_fresh
+    from simulator.cli.output import print_json, progress_bar, say
     from simulator.spec.load import load_topology
 
     check_fresh(options.output)
@@ -94,24 +94,24 @@ def run(options: argparse.Namespace) -> None:
     topologies = [load_topology(name) for name in _listed("--topology", options.topology)]
 
     from simulator.api import announced_compilation
-    from simulator.studies.placing_study import rows
+    from simulator.studies.placing import rows
 
-    with announced_compilation(_say), _progress_bar("layer") as progress:
+    with announced_compilation(say), progress_bar("layer") as progress:
         wanted = asked(options, policies)
         # Who names a policy, or a number that only some look at, is told that it does not fit.
         meant = options.policy or options.redundant or options.groups
-        excused = None if meant else lambda why: _say(f"note: left out: {why}")
+        excused = None if meant else lambda why: say(f"note: left out: {why}")
         found = list(rows(wanted, topologies, progress, excused))
     if options.output is not None:
         write_fresh(options.output, list(found[0]), ([*row.values()] for row in found))
     if options.json:
-        _print_json(found)
+        print_json(found)
     else:
         print(render(found))
         for line in said(wanted, found):
-            _say(line)
+            say(line)
     if options.output is not None:
-        _say(f"kept in {options.output}")
+        say(f"kept in {options.output}")
 
 
 def asked(options: argparse.Namespace, policies: list[str]) -> Asked:
@@ -121,7 +121,7 @@ def asked(options: argparse.Namespace, policies: list[str]) -> Asked:
     from simulator.routing.loads import is_load_file, loads_of
     from simulator.spec.find import find
     from simulator.spec.transport import load_transport
-    from simulator.studies.placing_study import Asked, drawn, replayed, spaced
+    from simulator.studies.placing import Asked, drawn, replayed, spaced
 
     folder = Path(options.loads).expanduser()
     path = folder if folder.is_dir() else find("trace", options.loads)
@@ -206,8 +206,8 @@ def _model(options: argparse.Namespace, loads: Loads) -> _Model:
 
 def render(found: list[Row]) -> str:
     """The rows as a table of at most 80 columns for each topology."""
-    from simulator.cli.text import lay_out
     from simulator.results.summary import size
+    from simulator.results.text import lay_out
 
     header = ("policy", "us", "worst", "max/mean", "GiB", "moved", "hottest link")
     parts = []
@@ -271,13 +271,14 @@ def _listed(flag: str, text: str) -> list[str]:
     return names
 
 
-def _whole(text: str) -> int:
+def whole(text: str) -> int:
+    """A whole number that may be 0."""
     if not (text.isascii() and text.isdigit() and int(text[:9]) <= 1 << 20):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {1 << 20}")
     return int(text)
 
 
 def _count(text: str) -> int:
-    if not _whole(text):
+    if not whole(text):
         raise argparse.ArgumentTypeError("0 is too few; write 1 or more")
     return int(text)

@@ -7,9 +7,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simulator.cli.text import lay_out, wrapped
 from simulator.errors import InputError
 from simulator.results.summary import size
+from simulator.results.text import lay_out, wrapped
 
 if TYPE_CHECKING:
     from simulator.model.plan import Plan

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from simulator.cli.text import lay_out, wrapped
 from simulator.errors import InputError
 from simulator.results.summary import duration, number
+from simulator.results.text import lay_out, wrapped
 
 Shown = tuple[dict[str, Any], str]
 

@@ -42,7 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print what a recording looks like, and draw it with --html."""
-    from simulator.cli.commands import _print_json, _progress_bar, _say
+    from simulator.cli.output import print_json, progress_bar, say
     from simulator.spec.find import find
 
     asked = None if options.capacity is None else _capacities(options.capacity)
@@ -54,14 +54,14 @@ def run(options: argparse.Namespace) -> None:
     from simulator.api import announced_compilation
     from simulator.routing.stats import describe
 
-    with announced_compilation(_say), _progress_bar("token") as progress:
+    with announced_compilation(say), progress_bar("token") as progress:
         trace, counts = _counted(path, asked, progress)
         found = describe(counts)
         _add_hit_rates(found, trace, asked, progress)
     if options.html is not None:
         _draw(options, found, counts)
     if options.json:
-        _print_json(found)
+        print_json(found)
     else:
         print(render(found))
 
@@ -73,7 +73,7 @@ def _counted(
 
     asked: capacities, ascending; raises InputError if they cannot be of this file.
     """
-    from simulator.cli.commands import _say
+    from simulator.cli.output import say
     from simulator.routing.importers import open_trace
     from simulator.routing.loads import is_load_file, loads_of
     from simulator.routing.stats import count_trace, counts_of_loads
@@ -82,8 +82,8 @@ def _counted(
     if is_load_file(path):
         if asked is not None:
             raise InputError(f"--capacity: {path} has loads and no tokens; leave it out")
-        return None, counts_of_loads(loads_of(path, _say))
-    trace = open_trace(path, _say)
+        return None, counts_of_loads(loads_of(path, say))
+    trace = open_trace(path, say)
     experts = read_info(trace).experts
     if asked is not None and asked[-1] > experts:
         raise InputError(f"--capacity {asked[-1]}: a layer has {experts} experts; write fewer")
@@ -141,8 +141,8 @@ def _best_hits(
 
 def render(found: dict[str, Any]) -> str:
     """The figures as text: in a few lines, then layer by layer."""
-    from simulator.cli.text import lay_out, wrapped
     from simulator.results.summary import number, percent
+    from simulator.results.text import lay_out, wrapped
 
     lines = [headline(found)]
     # A number and its unit stay together.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from simulator.cli.arguments import Parser, _add_json, _add_set, _whole
+from simulator.cli.arguments import Parser, add_json, add_set, whole
 from simulator.errors import InputError
 
 
@@ -21,13 +21,13 @@ def arguments(parser: Parser) -> None:
     parser.add_argument(
         "--routing", metavar="TRACE|LAW", help="which experts tokens take, as for run"
     )
-    _add_set(parser)
+    add_set(parser)
     parser.add_argument(
-        "--seed", type=_whole, default=0, metavar="N", help="of all random draws (default 0)"
+        "--seed", type=whole, default=0, metavar="N", help="of all random draws (default 0)"
     )
     parser.add_argument(
         "--repeat",
-        type=_whole,
+        type=whole,
         default=1,
         metavar="N",
         help="so many seeds, from --seed on: figures with 95 %% confidence intervals (default 1)",
@@ -47,13 +47,13 @@ def arguments(parser: Parser) -> None:
         help="write the run over time (tokens/s, queues, faults) as a page",
     )
     parser.add_argument("--out", metavar="DIR", help="keep the files of the run in this directory")
-    _add_json(parser, "print the summary as one JSON object")
+    add_json(parser, "print the summary as one JSON object")
 
 
 def run(options: Namespace) -> None:
     """Serve, and print the summary."""
     from simulator.api import serve
-    from simulator.cli.commands import _print_json, _progress_bar, _say, _width
+    from simulator.cli.output import print_json, progress_bar, say, width
 
     absent = [
         f"--{kind} is required: a path, or a shipped name (list {kind}s)".replace("ys)", "ies)")
@@ -80,21 +80,21 @@ def run(options: Namespace) -> None:
         "overrides": options.overrides,
         "routing": options.routing,
         "faults": options.faults,
-        "say": _say,
+        "say": say,
     }
     if options.repeat > 1:
         from simulator.studies.repeats import over_seeds, render
 
-        with _progress_bar("run") as progress:
+        with progress_bar("run") as progress:
             found = over_seeds(
                 options.topology, options.workload, options.seed, options.repeat, progress, **given
             )
         if options.json:
-            _print_json(found)
+            print_json(found)
         else:
             print(render(found), end="")
         return
-    with _progress_bar("request") as progress:
+    with progress_bar("request") as progress:
         served = serve(
             options.topology,
             options.workload,
@@ -105,27 +105,27 @@ def run(options: Namespace) -> None:
             **given,
         )
     if options.json:
-        _print_json(served.summary)
+        print_json(served.summary)
     else:
-        print(served.render(_width()), end="")
+        print(served.render(width()), end="")
     if served.path is not None:
-        _say(f"kept in {served.path}")
+        say(f"kept in {served.path}")
 
 
 def _rates(options: Namespace) -> None:
     """Print the curve over rates of arrival."""
     from simulator.api import announced_compilation
-    from simulator.cli.commands import _print_json, _progress_bar, _say
+    from simulator.cli.output import print_json, progress_bar, say
     from simulator.studies.saturation import Served, curve, render
 
     if options.repeat > 1 or options.out is not None or options.faults is not None:
         raise InputError("--rates goes without --repeat, --out and --faults")
     rates = _numbers(options.rates)
     where = (options.topology, options.workload, options.requests, tuple(options.overrides))
-    with announced_compilation(_say), _progress_bar("rate") as progress:
+    with announced_compilation(say), progress_bar("rate") as progress:
         found = curve(Served(*where, options.routing, options.seed), rates, progress)
     if options.json:
-        _print_json(found.rows)
+        print_json(found.rows)
     else:
         print(render(found), end="")
 

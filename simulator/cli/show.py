@@ -11,9 +11,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from simulator.cli import requests
-from simulator.cli.text import lay_out, wrapped
 from simulator.errors import InputError
 from simulator.results.summary import duration, number, size
+from simulator.results.text import lay_out, wrapped
 from simulator.spec import catalogue
 from simulator.spec.load import (
     Inputs,

@@ -26,15 +26,16 @@ Run = Callable[[Namespace, Progress | None, Say], Told]
 
 def prophet(options: Namespace, progress: Progress | None, say: Say) -> Told:
     """Expert prediction and prefetch on four clusters."""
-    from simulator.studies.prophet_spec import load_study
+    from simulator.studies.prophet.spec import load_study
 
     study = load_study(options.overrides)
     out = None if options.out is None else Path(options.out)
     started = datetime.now()
     # Slow to import, so after what is likely to be refused.
-    from simulator.studies import claims, prophet_files
-    from simulator.studies.prophet import run_study
-    from simulator.studies.prophet_text import render
+    from simulator.studies.common import claims
+    from simulator.studies.prophet import files as prophet_files
+    from simulator.studies.prophet.study import run_study
+    from simulator.studies.prophet.text import render
 
     if out is not None:
         prophet_files.refuse_existing(out)
@@ -48,12 +49,12 @@ def prophet(options: Namespace, progress: Progress | None, say: Say) -> Told:
 
 def large_ep(options: Namespace, progress: Progress | None, say: Say) -> Told:
     """One expert per GPU and layer against TP 8 x PP 2."""
-    from simulator.studies.large_ep_spec import load_study
+    from simulator.studies.large_ep.spec import load_study
 
     study = load_study(options.overrides)
 
     def run() -> object:
-        from simulator.studies.large_ep import run_study
+        from simulator.studies.large_ep.study import run_study
 
         return run_study(study, options.quick, progress, options.workers)
 
@@ -62,12 +63,12 @@ def large_ep(options: Namespace, progress: Progress | None, say: Say) -> Told:
 
 def layerwise(options: Namespace, progress: Progress | None, say: Say) -> Told:
     """A layer per group of GPUs against TP 8 x PP 2."""
-    from simulator.studies.layerwise_spec import load_study
+    from simulator.studies.layerwise.spec import load_study
 
     study = load_study(options.overrides)
 
     def run() -> object:
-        from simulator.studies.layerwise import run_study
+        from simulator.studies.layerwise.study import run_study
 
         return run_study(study, options.quick, progress, options.workers)
 
@@ -76,13 +77,13 @@ def layerwise(options: Namespace, progress: Progress | None, say: Say) -> Told:
 
 def deepseek_v3(options: Namespace, progress: Progress | None, say: Say) -> Told:
     """DeepSeek-V3's prefill EP32 and decode EP72, beside published deployments."""
-    from simulator.studies.deepseek_v3_spec import load_study, recorded
+    from simulator.studies.deepseek_v3.spec import load_study, recorded
 
     study = load_study(options.overrides)
     routing = None if options.routing is None else recorded(options.routing)
 
     def run() -> object:
-        from simulator.studies.deepseek_v3 import run_study
+        from simulator.studies.deepseek_v3.study import run_study
 
         return run_study(study, options.quick, progress, options.workers, routing)
 
@@ -91,12 +92,12 @@ def deepseek_v3(options: Namespace, progress: Progress | None, say: Say) -> Told
 
 def mlperf(options: Namespace, progress: Progress | None, say: Say) -> Told:
     """An inference service of two nodes, as published and as simulated."""
-    from simulator.studies.mlperf_spec import load_study
+    from simulator.studies.mlperf.spec import load_study
 
     study = load_study(options.overrides)
 
     def run() -> object:
-        from simulator.studies.mlperf import run_study
+        from simulator.studies.mlperf.study import run_study
 
         return run_study(study, options.quick, progress, options.workers)
 
@@ -133,7 +134,7 @@ def _listed(given: str | None, otherwise: tuple[str, ...]) -> tuple[str, ...]:
 
 def _told(options: Namespace, say: Say, run: Callable[[], object]) -> Told:
     """Run a study that gives a `Report`, keep its files, and tell it."""
-    from simulator.studies import strategy_report as reports
+    from simulator.studies.common import report as reports
 
     out = None if options.out is None else Path(options.out)
     if out is not None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from simulator.cli.arguments import Parser, _add_json, _add_set, _whole
-from simulator.cli.text import WIDTH, lay_out, wrapped
+from simulator.cli.arguments import Parser, add_json, add_set, whole
 from simulator.errors import InputError
+from simulator.results.text import WIDTH, lay_out, wrapped
 
 if TYPE_CHECKING:
     from simulator.studies.whatif.run import Found
@@ -28,15 +28,15 @@ def arguments(parser: Parser) -> None:
         "--resume", action="store_true", help="go on in DIR: run what is not there yet"
     )
     parser.add_argument(
-        "--workers", type=_whole, metavar="N", help="processes (default: one per core)"
+        "--workers", type=whole, metavar="N", help="processes (default: one per core)"
     )
     parser.add_argument(
         "--scheduler",
         metavar="ADDRESS",
         help="run on this dask.distributed cluster, as in tcp://10.0.0.1:8786",
     )
-    _add_set(parser)
-    _add_json(parser, "print the table as a list of rows as JSON")
+    add_set(parser)
+    add_json(parser, "print the table as a list of rows as JSON")
 
 
 def run(options: Namespace) -> None:
@@ -44,7 +44,7 @@ def run(options: Namespace) -> None:
     import re
     from pathlib import Path
 
-    from simulator.cli.commands import _print_json, _progress_bar, _say
+    from simulator.cli.output import print_json, progress_bar, say
     from simulator.spec.find import find
     from simulator.studies.whatif.pool import maker
     from simulator.studies.whatif.spec import read_study
@@ -64,25 +64,25 @@ def run(options: Namespace) -> None:
     from simulator.studies.whatif.table import RESULTS
 
     try:
-        with announced_compilation(_say), _progress_bar("point") as progress:
-            found = run_study(study, out, make, resume=options.resume, progress=progress, say=_say)
+        with announced_compilation(say), progress_bar("point") as progress:
+            found = run_study(study, out, make, resume=options.resume, progress=progress, say=say)
         write_report(found, out, command_line(options.study, options.overrides, out))
     except KeyboardInterrupt:
         kept = out / RESULTS
         if not kept.exists():
             raise
-        _say(f"interrupted; what was done is kept in {kept}: go on with --resume")
+        say(f"interrupted; what was done is kept in {kept}: go on with --resume")
         raise SystemExit(130) from None
     if options.json:
-        _print_json(flat_rows(found))
+        print_json(flat_rows(found))
     else:
         print(render(found))
     if found.kept:
-        _say(f"{found.kept} points were there, {found.ran} were run")
-    _say(f"kept in {out}: report.html, report.md, report.tex, table.csv")
+        say(f"{found.kept} points were there, {found.ran} were run")
+    say(f"kept in {out}: report.html, report.md, report.tex, table.csv")
     broken = [point for point in found.points if point.row["status"] == "error"]
     if broken:
-        _say(
+        say(
             f"failed: {len(broken)} points ended in an internal error (--resume tries them again); "
             f"the first: {broken[0].row['reason']}"
         )

@@ -86,7 +86,7 @@ def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
 
 def render(rows: Sequence[Mapping[str, object]]) -> str:
     """The rows as a table of at most 80 columns; figures that are the same in all runs last."""
-    from simulator.studies.strategy_report import Cell, Table, table_text
+    from simulator.studies.common.report import Cell, Table, table_text
 
     runs = max((int(str(row["runs"])) for row in rows), default=0)
     lines: list[tuple[Cell, ...]] = []

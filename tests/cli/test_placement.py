@@ -15,7 +15,7 @@ from simulator.engine.collectives import counted
 from simulator.engine.transport import algorithms, cluster_of, lay_tokens, time_of
 from simulator.spec.load import load_topology
 from simulator.spec.transport import load_transport
-from simulator.studies.placing_study import replayed, spaced
+from simulator.studies.placing import replayed, spaced
 
 EXPERTS, LAYERS = 32, 6
 

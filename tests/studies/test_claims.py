@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from simulator.studies import claims
-from simulator.studies.claims import DIRECTION, NOT, REPRODUCED, Found, Judged, Published
+from simulator.studies.common import claims
+from simulator.studies.common.claims import DIRECTION, NOT, REPRODUCED, Found, Judged, Published
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from simulator.cli import main
 from simulator.spec.transport import load_transport
-from simulator.studies import sets
+from simulator.studies.validation import sets
 
 # Times of an all-to-all over four H100s, us: 6 + V (n - 1) / n / (0.8 x 450 GB/s) + the path's.
 HEADER = "system,version,op_name,num_gpus,message_bytes,time_us\n"
@@ -175,7 +175,7 @@ def test_validate_does_not_overwrite_what_it_did_not_write(call, tmp_path):
 def test_validate_fails_above_a_limit(call, monkeypatch):
     real = sets.limits()
     tight = {**real, "nccl-calibration": real["nccl-calibration"]._replace(limit=0.01)}
-    monkeypatch.setattr("simulator.studies.validate.limits", lambda: tight)
+    monkeypatch.setattr("simulator.studies.validation.validate.limits", lambda: tight)
     status, out, err = call("validate")
     assert status == 1
     assert "FAILED" in out

@@ -6,7 +6,7 @@ import pytest
 
 from simulator.spec import catalogue
 from simulator.spec.kernels import kernels
-from simulator.studies.compute_fit import (
+from simulator.studies.validation.compute_fit import (
     Fit,
     fit_gemm,
     fit_gpu,
@@ -16,7 +16,7 @@ from simulator.studies.compute_fit import (
     kernel_s,
     refit,
 )
-from simulator.studies.compute_sets import calibration_rows
+from simulator.studies.validation.compute_sets import calibration_rows
 
 OWN = ("launch_overhead_s", "compute_efficiency", "memory_efficiency")
 # A last digit may differ where another linear algebra library was used.

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from simulator.errors import InputError
-from simulator.studies.compute_sets import DATA, calibration_rows, kernel_sets
-from simulator.studies.compute_tables import KernelRow, loads, read_kernels
+from simulator.studies.validation.compute_sets import DATA, calibration_rows, kernel_sets
+from simulator.studies.validation.compute_tables import KernelRow, loads, read_kernels
 
 TABLES = sorted(
     path.name for path in DATA.glob("*.csv") if path.name.startswith(("gemm", "moe", "deepgemm"))

@@ -12,12 +12,12 @@ from simulator.cli import main
 from simulator.errors import InputError
 from simulator.routing.laws import zipf
 from simulator.spec.load import load_inputs
-from simulator.studies import deepseek_v3_cases as cases
-from simulator.studies.claims import DIRECTION, NOT, REPRODUCED
-from simulator.studies.deepseek_v3 import break_even, figures_of, own_rate, report_of
-from simulator.studies.deepseek_v3_cases import Runs, sequences_that_fit
-from simulator.studies.deepseek_v3_routing import limited
-from simulator.studies.deepseek_v3_runs import (
+from simulator.studies.common.claims import DIRECTION, NOT, REPRODUCED
+from simulator.studies.common.report import render, write
+from simulator.studies.deepseek_v3 import cases
+from simulator.studies.deepseek_v3.cases import Runs, sequences_that_fit
+from simulator.studies.deepseek_v3.routing import limited
+from simulator.studies.deepseek_v3.runs import (
     DECODE,
     EVEN,
     ORDER,
@@ -27,9 +27,9 @@ from simulator.studies.deepseek_v3_runs import (
     outcome,
     run_all,
 )
-from simulator.studies.deepseek_v3_spec import load_study, recorded
-from simulator.studies.deepseek_v3_tables import dollars
-from simulator.studies.strategy_report import render, write
+from simulator.studies.deepseek_v3.spec import load_study, recorded
+from simulator.studies.deepseek_v3.study import break_even, figures_of, own_rate, report_of
+from simulator.studies.deepseek_v3.tables import dollars
 
 # A small one: 16 GPUs, 3 dense and 2 MoE layers, few tokens.
 SMALL = ("parallel.ep=16", "model.layers=5")
@@ -120,7 +120,7 @@ def test_tokens_take_experts_of_four_groups():
 
 
 def test_a_limited_token_takes_the_best_of_its_groups():
-    from simulator.studies.deepseek_v3_routing import _restricted
+    from simulator.studies.deepseek_v3.routing import _restricted
 
     # Groups of 4: experts 31, 0, 5, 9, 12 appear first, of groups 7, 0, 1, 2, 3; group 3 is out.
     scored = np.array([[31, 0, 5, 9, 12, 1, 13, 30]], dtype=np.int16)
@@ -318,15 +318,15 @@ def test_the_text_is_80_columns_wide_and_files_go_to_a_new_directory_only(tmp_pa
         for case, run in runs.found.items()
         if case.placing != EVEN
     }
-    monkeypatch.setattr("simulator.studies.deepseek_v3.by_loads", lambda *given: (2.0, 0.3))
-    monkeypatch.setattr("simulator.studies.deepseek_v3_balance.by_loads", lambda *given: (2.0, 0.3))
+    monkeypatch.setattr("simulator.studies.deepseek_v3.study.by_loads", lambda *given: (2.0, 0.3))
+    monkeypatch.setattr("simulator.studies.deepseek_v3.balance.by_loads", lambda *given: (2.0, 0.3))
     runs = Runs(runs.found | more, [*runs.readings, third], runs.fitting)
     report = report_of(study, runs, quick=False)
     text = render(report)
     assert max(len(line) for line in text.splitlines()) <= 80
     for assumed in study.sources:
         assert " ".join(assumed.split()[:3]) in " ".join(text.split())
-    monkeypatch.setattr("simulator.studies.strategy_report.write_figures", lambda *given: None)
+    monkeypatch.setattr("simulator.studies.common.report.write_figures", lambda *given: None)
     write(report, tmp_path / "new", print)
     assert (tmp_path / "new" / "rates.csv").is_file()
     with pytest.raises(InputError, match="is there already"):
@@ -340,7 +340,7 @@ def test_recorded_loads_are_one_more_reading():
     of = cases.readings(study, recorded(str(path)))
     assert [reading.name for reading in of] == ["law", "even", "exact", "recorded"]
     assert [reading.name for reading in cases.readings(study, None, quick=True)] == ["law", "even"]
-    from simulator.studies.deepseek_v3_balance import by_loads
+    from simulator.studies.deepseek_v3.balance import by_loads
 
     server = study.assumptions.prefill
     order, eplb = by_loads(str(path), server.topology, server.workload)

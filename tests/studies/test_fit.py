@@ -9,10 +9,10 @@ import pytest
 from simulator.errors import InputError
 from simulator.spec.document import parse_document
 from simulator.spec.transport import Transport, load_transport, parse_transport
-from simulator.studies.fit import error_of, fit, prepare, unknowns
-from simulator.studies.measured import Measurement
-from simulator.studies.simulated import topology_by_system
-from simulator.studies.transport_file import transport_text
+from simulator.studies.validation.fit import error_of, fit, prepare, unknowns
+from simulator.studies.validation.measured import Measurement
+from simulator.studies.validation.simulated import topology_by_system
+from simulator.studies.validation.transport_file import transport_text
 
 # Links of the shipped topologies: GPU to NVSwitch and back, one direction.
 HOP_S = 468e-9

@@ -15,8 +15,8 @@ from simulator.errors import InputError
 from simulator.spec import catalogue
 from simulator.spec.load import load_topology
 from simulator.spec.schema import Gpu
-from simulator.studies.compute_tables import loads, read_kernels
-from simulator.studies.gpu_profile import (
+from simulator.studies.validation.compute_tables import loads, read_kernels
+from simulator.studies.validation.gpu_profile import (
     _alone,
     _kernel,
     fit_profile,
@@ -24,7 +24,7 @@ from simulator.studies.gpu_profile import (
     profile_text,
     seconds,
 )
-from simulator.studies.gpu_rows import (
+from simulator.studies.validation.gpu_rows import (
     COLUMNS,
     SIZES,
     GpuRow,
@@ -267,7 +267,7 @@ def _rows(source: Path, m: set[int], sides: set[int]) -> list[GpuRow]:
 @pytest.mark.parametrize(
     "source",
     [
-        ROOT / "simulator" / "studies" / "data" / "gemm_a100_named.csv",
+        ROOT / "simulator" / "studies" / "validation" / "data" / "gemm_a100_named.csv",
         pytest.param(MEASURED, marks=pytest.mark.skipif(not MEASURED.is_file(), reason="not here")),
     ],
     ids=["shipped", "full"],

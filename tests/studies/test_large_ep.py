@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 
 from simulator.errors import InputError
-from simulator.studies import large_ep_forms as forms
-from simulator.studies import large_ep_routing as routing
-from simulator.studies import large_ep_runs as runs_of
-from simulator.studies.claims import DIRECTION, NOT, REPRODUCED, read_published
-from simulator.studies.large_ep import refuse_other_model, report_of
-from simulator.studies.large_ep_runs import GROWN, Runs
-from simulator.studies.large_ep_spec import load_study
-from simulator.studies.strategy_report import refuse_existing, render, write
-from simulator.studies.strategy_runs import Outcome, outcome
+from simulator.studies.common.claims import DIRECTION, NOT, REPRODUCED, read_published
+from simulator.studies.common.report import refuse_existing, render, write
+from simulator.studies.common.runs import Outcome, outcome
+from simulator.studies.large_ep import forms, routing
+from simulator.studies.large_ep import runs as runs_of
+from simulator.studies.large_ep.runs import GROWN, Runs
+from simulator.studies.large_ep.spec import load_study
+from simulator.studies.large_ep.study import refuse_other_model, report_of
 
 # Round figures, so that all can be counted by hand: 1,000 tokens of 8 B, 64 FLOPs each and layer.
 POINT = forms.Point(
@@ -179,7 +178,7 @@ def test_the_text_is_80_columns_wide_and_files_go_to_a_new_directory_only(tmp_pa
     text = render(report)
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "NCCL_TREE_THRESHOLD" in text
-    monkeypatch.setattr("simulator.studies.strategy_report.write_figures", lambda *given: None)
+    monkeypatch.setattr("simulator.studies.common.report.write_figures", lambda *given: None)
     out = tmp_path / "new"
     write(report, out, print)
     assert sorted(path.name for path in out.iterdir()) == [

@@ -8,15 +8,15 @@ import pytest
 
 from simulator.cli import main
 from simulator.errors import InputError
-from simulator.studies import layerwise_forms as forms
-from simulator.studies import layerwise_runs as runs_of
-from simulator.studies.claims import DIRECTION, NOT, REPRODUCED, read_published
-from simulator.studies.layerwise import form_figures, pieces_of, report_of
-from simulator.studies.layerwise_l2 import cached, gemms, rows_of
-from simulator.studies.layerwise_runs import LAYER_TP, TP_PP, Runs, key, strong_key, weak_key
-from simulator.studies.layerwise_spec import load_study
-from simulator.studies.strategy_report import render, write
-from simulator.studies.strategy_runs import Outcome, outcome
+from simulator.studies.common.claims import DIRECTION, NOT, REPRODUCED, read_published
+from simulator.studies.common.report import render, write
+from simulator.studies.common.runs import Outcome, outcome
+from simulator.studies.layerwise import forms
+from simulator.studies.layerwise import runs as runs_of
+from simulator.studies.layerwise.l2 import cached, gemms, rows_of
+from simulator.studies.layerwise.runs import LAYER_TP, TP_PP, Runs, key, strong_key, weak_key
+from simulator.studies.layerwise.spec import load_study
+from simulator.studies.layerwise.study import form_figures, pieces_of, report_of
 
 # Round figures: 1,000 tokens of 8 B; a layer has 4 x 4 x 4 + 2 x 4 x 8 = 128 weights.
 POINT = forms.Point(
@@ -163,7 +163,7 @@ def test_the_text_is_80_columns_wide_and_files_go_to_a_new_directory_only(tmp_pa
     text = render(report)
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "41.9 GB" in text
-    monkeypatch.setattr("simulator.studies.strategy_report.write_figures", lambda *given: None)
+    monkeypatch.setattr("simulator.studies.common.report.write_figures", lambda *given: None)
     write(report, tmp_path / "new", print)
     with pytest.raises(InputError, match="is there already"):
         write(report, tmp_path / "new", print)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from simulator.errors import InputError
-from simulator.studies.measured import read_measured
-from simulator.studies.published import logical_bytes, read_published
+from simulator.studies.validation.measured import read_measured
+from simulator.studies.validation.published import logical_bytes, read_published
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "measured"
 

@@ -11,16 +11,16 @@ import pytest
 
 from simulator.cli import main
 from simulator.errors import InputError
-from simulator.studies.claims import DIRECTION, NOT, REPRODUCED
-from simulator.studies.mlperf import report_of
-from simulator.studies.mlperf_figures import (
+from simulator.studies.common.claims import DIRECTION, NOT, REPRODUCED
+from simulator.studies.common.report import flat, render, write
+from simulator.studies.mlperf.figures import (
     balance_gains,
     batch_gains,
     node_gains,
     once_figures,
     service_figures,
 )
-from simulator.studies.mlperf_runs import (
+from simulator.studies.mlperf.runs import (
     RANDOM,
     STOPS,
     Ask,
@@ -30,9 +30,9 @@ from simulator.studies.mlperf_runs import (
     over_seeds,
     serve,
 )
-from simulator.studies.mlperf_spec import Limit, load_study
-from simulator.studies.mlperf_what_ifs import AWARE, _largest_rate, run_everything
-from simulator.studies.strategy_report import flat, render, write
+from simulator.studies.mlperf.spec import Limit, load_study
+from simulator.studies.mlperf.study import report_of
+from simulator.studies.mlperf.what_ifs import AWARE, _largest_rate, run_everything
 
 SMALL = [
     "what_ifs.batches=[1, 4, 8]",
@@ -210,7 +210,7 @@ def test_largest_rate_is_between_the_rates_that_keep_the_limits():
 
 
 def _run(times):
-    from simulator.studies.mlperf_runs import Run
+    from simulator.studies.mlperf.runs import Run
 
     return Run(
         node=np.zeros(4, dtype=np.int32), arrival_s=times, start_s=times, first_s=times,
@@ -259,7 +259,7 @@ def test_cells_are_inputs_outputs_or_impossible(report):
 def test_text_files_and_rows(report, tmp_path, monkeypatch):
     lines = render(report).splitlines()
     assert max(map(len, lines)) <= 80
-    monkeypatch.setattr("simulator.studies.strategy_report.write_figures", lambda *given: None)
+    monkeypatch.setattr("simulator.studies.common.report.write_figures", lambda *given: None)
     write(report, tmp_path / "new", print)
     assert (tmp_path / "new" / "what-ifs.csv").is_file()
     assert "| batch 8 |" in (tmp_path / "new" / "SUMMARY.md").read_text()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator.studies.mlperf import checks_of
-from simulator.studies.mlperf_checks import (
+from simulator.studies.mlperf.checks import (
     all_checks,
     extreme,
     most_mean_rate,
@@ -14,7 +13,8 @@ from simulator.studies.mlperf_checks import (
     span,
     whole_shares,
 )
-from simulator.studies.mlperf_spec import load_study
+from simulator.studies.mlperf.spec import load_study
+from simulator.studies.mlperf.study import checks_of
 
 PRINTED = load_study().printed
 WEIGHTS, MEMORY = 16.06e9, 32e9

@@ -15,13 +15,14 @@ import pytest
 
 from simulator.cli import main
 from simulator.errors import InputError
-from simulator.studies import claims, figures, prophet_files, prophet_text
-from simulator.studies.claims import DIRECTION, NOT, REPRODUCED, Found, Judged
-from simulator.studies.prophet import run_study
-from simulator.studies.prophet_claims import _without_coincidence
-from simulator.studies.prophet_notes import misfits, oddities
-from simulator.studies.prophet_result import flat_rows, hybrid_parallel, readings
-from simulator.studies.prophet_runs import (
+from simulator.studies.common import claims, figures
+from simulator.studies.common.claims import DIRECTION, NOT, REPRODUCED, Found, Judged
+from simulator.studies.prophet import files as prophet_files
+from simulator.studies.prophet import text as prophet_text
+from simulator.studies.prophet.claims import _without_coincidence
+from simulator.studies.prophet.notes import misfits, oddities
+from simulator.studies.prophet.result import flat_rows, hybrid_parallel, readings
+from simulator.studies.prophet.runs import (
     GIB,
     Case,
     dynamic,
@@ -34,7 +35,8 @@ from simulator.studies.prophet_runs import (
     slots_of,
     steps_to_fill,
 )
-from simulator.studies.prophet_spec import load_study
+from simulator.studies.prophet.spec import load_study
+from simulator.studies.prophet.study import run_study
 
 SMALLEST = [
     "simulation.quick.steps=1",
@@ -383,7 +385,7 @@ def call(capsys, tmp_path, monkeypatch):
 
 
 def test_study_prints_and_analyze_reads_what_it_left(call, result, monkeypatch, tmp_path):
-    monkeypatch.setattr("simulator.studies.prophet.run_study", lambda *_: result)
+    monkeypatch.setattr("simulator.studies.prophet.study.run_study", lambda *_: result)
     monkeypatch.setattr(figures, "_missing", lambda: "no Chromium was found")
     status, out, err = call("study", "prophet", "--quick", "--out", "kept")
     assert status == 0, err

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from simulator.errors import InputError
-from simulator.studies.claims import NOT, REPRODUCED, form_verdict, read_published
-from simulator.studies.prophet_forms import (
+from simulator.studies.common.claims import NOT, REPRODUCED, form_verdict, read_published
+from simulator.studies.prophet.forms import (
     ORDERS,
     Standing,
     closed_form,
@@ -14,8 +14,8 @@ from simulator.studies.prophet_forms import (
     holds_at,
     overlap_bound,
 )
-from simulator.studies.prophet_runs import strategies
-from simulator.studies.prophet_spec import load_study
+from simulator.studies.prophet.runs import strategies
+from simulator.studies.prophet.spec import load_study
 
 STUDY = load_study()
 

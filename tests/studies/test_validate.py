@@ -11,11 +11,11 @@ import pytest
 
 from simulator.errors import InputError
 from simulator.spec.transport import load_transport
-from simulator.studies import validate as study
-from simulator.studies.compute_sets import kernel_sets
-from simulator.studies.measured import Measurement, comments
-from simulator.studies.sets import DATA, SHIPPED, Limit, Set, calibration, limits, sets
-from simulator.studies.validation_page import MARK, flat, render
+from simulator.studies.validation import validate as study
+from simulator.studies.validation.compute_sets import kernel_sets
+from simulator.studies.validation.measured import Measurement, comments
+from simulator.studies.validation.page import MARK, flat, render
+from simulator.studies.validation.sets import DATA, SHIPPED, Limit, Set, calibration, limits, sets
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT.parent / "shared" / "reference" / "measured"

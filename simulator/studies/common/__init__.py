@@ -1,0 +1,1 @@
+"""What the studies of published systems share: claims and verdicts, runs, reports, figures."""

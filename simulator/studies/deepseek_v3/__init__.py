@@ -1,0 +1,1 @@
+"""Study `deepseek-v3`: a published deployment."""

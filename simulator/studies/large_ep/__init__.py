@@ -1,0 +1,1 @@
+"""Study `large-ep`: one expert per GPU and layer."""

@@ -1,0 +1,1 @@
+"""Study `layerwise`: a layer per group of GPUs."""

@@ -1,0 +1,1 @@
+"""Study `mlperf-summarization`: a two-node service."""

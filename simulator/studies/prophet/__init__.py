@@ -1,0 +1,1 @@
+"""Study `prophet`: expert prediction and prefetch on four clusters."""

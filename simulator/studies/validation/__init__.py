@@ -1,0 +1,1 @@
+"""Measured times: fitted parameters, and how far simulated times are off."""
