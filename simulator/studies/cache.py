@@ -257,7 +257,8 @@ def _table(rows: Sequence[Row]) -> str:
         first, *rest = row_cells
         numbers = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
         lines.append("  ".join([first.ljust(widths[0]), *numbers]).rstrip())
-    return "\n".join([*lines, "* sees the future: a bound, no policy"])
+    lines.append("* sees the future, as no policy can; fetching all of it is not always best")
+    return "\n".join(lines)
 
 
 def refuse_existing(out: Path) -> None:

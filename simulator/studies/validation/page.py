@@ -42,8 +42,8 @@ command exits with status 1 (`simulator/studies/validation/limits.yaml`).
 
 The rows are transcribed in `simulator/studies/validation/data/`, at most 60 per table, by a rule
 that each file states with its source and licence. `validate --reference DIR` takes every row of a
-folder that holds the full tables. [Transports](transports.md) tells how a time is made of a transport's
-parameters, and how they are fitted; [models](models.md) tells the same of a kernel's.
+folder that holds the full tables. [Transports](transports.md) tells how a time is made of a
+transport's parameters, and how they are fitted; [models](models.md) tells the same of a kernel's.
 """
 
 _HOW = """## How the rows are simulated
