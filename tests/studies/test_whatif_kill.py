@@ -17,8 +17,9 @@ from studies.whatif_helpers import BASE
 
 ROOT = Path(__file__).resolve().parents[2]
 # 40 points, of which 10 fail; each takes some tens of milliseconds.
+# Steps enough that many points are still to come when a few are there.
 TEXT = (
-    BASE
+    BASE.replace("traffic.steps: 1,", "traffic.steps: 30,")
     + """\
 axes:
   - {name: tokens, key: traffic.tokens_per_gpu, values: [1, 2, 3, 4, 5]}
@@ -127,7 +128,7 @@ def test_kill_minus_nine_in_the_middle_then_resume(tmp_path: Path, whole: Path) 
 
 
 def test_interrupted_by_the_keyboard(tmp_path: Path, whole: Path) -> None:
-    """As a terminal does it: the whole group gets the signal."""
+    """As a terminal does it: the whole group gets the signal, with many points still to come."""
     (tmp_path / "study.yaml").write_text(TEXT)
     out = tmp_path / "out"
     study = start(tmp_path, "--out", "out", "--workers", "2")

@@ -160,6 +160,8 @@ class Group:
             *self._ended,
         )  # fmt: skip
         self.step = None
+        if not found:
+            return []
         return list(zip(*self._ended[:, :found].tolist(), strict=True))
 
     def abandon(self) -> None:

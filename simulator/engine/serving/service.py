@@ -285,7 +285,9 @@ class Service:
     def _start(self, group: int, version: int) -> None:
         if version != self._version[group]:
             return
-        end_s = self.groups[group].start(self.env.now, self._next_from_outside())
+        of = self.groups[group]
+        until_s = self._next_from_outside() if of.of.repeat > 1 else math.inf
+        end_s = of.start(self.env.now, until_s)
         if end_s < math.inf:
             self.at(end_s, lambda: self._over(group, version), inside=True)
 
