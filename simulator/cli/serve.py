@@ -19,6 +19,11 @@ def arguments(parser: Parser) -> None:
         "BurstGPT) or a law such as poisson:10",
     )
     parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out rows of a recording that cannot be used, and say how many",
+    )
+    parser.add_argument(
         "--routing", metavar="TRACE|LAW", help="which experts tokens take, as for run"
     )
     add_set(parser)
@@ -62,6 +67,8 @@ def run(options: Namespace) -> None:
     ]
     if absent:
         raise InputError("\n".join(absent))
+    if options.skip_bad:
+        options.overrides = [*options.overrides, "requests.skip_bad=true"]
     if options.repeat < 1:
         raise InputError("--repeat 0: at least one run")
     if options.repeat > 1 and options.out is not None:

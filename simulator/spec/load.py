@@ -25,6 +25,7 @@ from simulator.spec.find import find, missing, shipped
 from simulator.spec.hf import read_config
 from simulator.spec.plan import check
 from simulator.spec.profile import put_under, read_profile
+from simulator.spec.requests import arrival_law
 from simulator.spec.schema import Gpu, Topology, Workload
 from simulator.spec.timeline import put_timeline, read_timeline
 from simulator.spec.units import did_you_mean
@@ -81,7 +82,7 @@ def load_inputs(
     if routing is not None:
         split.append(_Override("workload", ("routing", "source"), routing, "--routing"))
     if requests is not None:
-        split.append(_Override("workload", ("requests", "source"), requests, "--requests"))
+        split = [*_of_requests(requests), *split]
     timeline = None
     if faults is not None:
         file = Path(faults).expanduser()
@@ -379,6 +380,17 @@ def _trace(workload: Workload, document: Document, path: Path) -> Path | None:
         what = missing("trace", source, tuple(FAMILIES["routing"]))
         raise InputError(document.fault(("routing", "source"), what))
     return found
+
+
+def _of_requests(source: str) -> list[_Override]:
+    """What `--requests` sets: a recording comes with its own lengths, and in full."""
+    given: dict[str, str | None] = {"source": source}
+    if arrival_law(source) is None:
+        given |= {"prompt": None, "output": None, "limit": None}
+    return [
+        _Override("workload", ("requests", key), value, "--requests")
+        for key, value in given.items()
+    ]
 
 
 def _requests_dir(workload: Workload, path: Path) -> Path:
