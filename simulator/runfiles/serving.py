@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from simulator.runfiles.spans import BLOCK_ROWS, Column, batch, write
+from simulator.runfiles.spans import BLOCK_ROWS, Column, TableStream, batch, write
 
 OUTCOMES = ("pending", "finished", "failed", "rejected")
 
@@ -57,7 +55,7 @@ def write_requests(path: Path, *columns: Column) -> None:
     write(path, REQUEST_SCHEMA, columns)
 
 
-class StepWriter:
+class StepWriter(TableStream):
     """Streams `steps.parquet` of a serving run; memory stays one block.
 
     Use it as a context manager, or call `close()`; the file is complete only after that.
@@ -95,20 +93,3 @@ class StepWriter:
             columns = [np.ascontiguousarray(rows[name]) for name in STEP_SCHEMA.names]
             self._writer.write_batch(batch(STEP_SCHEMA, columns))
         self._filled = 0
-
-    def close(self) -> None:
-        """Write what is held and finish the file; a second call does nothing."""
-        if self._writer.is_open:
-            self._flush()
-            self._writer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -80,7 +80,37 @@ _DICTIONARY_COLUMNS = [field.name for field in SPAN_SCHEMA if not pa.types.is_fl
 _DICTIONARY_COLUMNS.remove("used")
 
 
-class SpanWriter:
+class TableStream:
+    """What writers of tables share: they are context managers, and `close()` writes what is held.
+
+    A writer has `_flush`, which empties its block into `_writer`. The file is complete only when it
+    is closed.
+    """
+
+    _writer: pq.ParquetWriter
+
+    def _flush(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Write what is held and finish the file; a second call does nothing."""
+        if self._writer.is_open:
+            self._flush()
+            self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class SpanWriter(TableStream):
     """Streams spans to one Parquet file, a row group per `BLOCK_ROWS`; memory stays one block.
 
     Use it as a context manager, or call `close()`; the file is complete only after that.
@@ -182,23 +212,6 @@ class SpanWriter:
         self._flushed_rows += count
         self._offset = 0
 
-    def close(self) -> None:
-        """Write what is held and finish the file; a second call does nothing."""
-        if self._writer.is_open:
-            self._flush()
-            self._writer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def _words(codes: np.ndarray, words: Sequence[str]) -> pa.DictionaryArray:
     """Codes int [n] as a dictionary column; ValueError for a code outside `words`."""
@@ -251,7 +264,7 @@ LOAD_SCHEMA = pa.schema(
 Column = Sequence[Any] | np.ndarray
 
 
-class AccessWriter:
+class AccessWriter(TableStream):
     """Streams `accesses.parquet`: counts of (micro-batch, expert) accesses, step by step.
 
     Use it as a context manager, or call `close()`; memory stays one block.
@@ -292,23 +305,6 @@ class AccessWriter:
             self._writer.write_table(pa.Table.from_batches(self._held), row_group_size=self._rows)
         self._held.clear()
         self._rows = 0
-
-    def close(self) -> None:
-        """Write what is held and finish the file; a second call does nothing."""
-        if self._writer.is_open:
-            self._flush()
-            self._writer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def write_links(
