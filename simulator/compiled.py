@@ -6,6 +6,8 @@ Without fast-math everywhere: results are the same bits on every run. The caller
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 import numba
@@ -34,3 +36,21 @@ def inlined(function: F) -> F:
     """Compile into the `allocation_free` functions that call it."""
     kernel: F = numba.njit(nogil=True, boundscheck=False, forceinline=True, _nrt=False)(function)
     return kernel
+
+
+def on_top_of(*modules: ModuleType) -> Callable[[F], F]:
+    """Like `allocation_free`, for functions that call compiled functions of these modules.
+
+    numba's cache on disk looks at the file of a function only, and keeps with it what it calls:
+    here changes of the modules' files make it compile anew, too.
+    """
+    stats = [Path(str(module.__file__)).stat() for module in modules]
+    stamps = tuple((stat.st_mtime, stat.st_size) for stat in stats)
+
+    def decorate(function: F) -> F:
+        kernel = allocation_free(function)
+        index = kernel._cache._cache_file  # type: ignore[attr-defined]
+        index._source_stamp = (index._source_stamp, *stamps)
+        return kernel
+
+    return decorate

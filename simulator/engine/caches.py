@@ -8,16 +8,21 @@ from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.cluster.routes import RouteTable
 from simulator.engine import foresight
 from simulator.engine.driver import Driver
 from simulator.engine.foresight import Foresight
 from simulator.engine.layout import Layout
+from simulator.engine.memories import Laid, Memories, suits
 from simulator.engine.memory import ExpertMemory, Pool, Sources
+from simulator.engine.one_by_one import OneByOne
 from simulator.engine.roads import Roads
+from simulator.engine.shape import Shape
 from simulator.errors import InputError
 from simulator.model import sizes
+from simulator.model.compute import ComputeModel
 from simulator.policies import eviction, prefetch
 from simulator.policies.pick import pick
 from simulator.spec.choices import parse_choice
@@ -26,41 +31,59 @@ from simulator.spec.schema import Workload
 
 
 class Caches(NamedTuple):
-    """memories: one per GPU, none if every GPU keeps all that it serves; foresights: what an oracle
-    of eviction is told, one per GPU, none for others; prefetcher: None if nobody predicts;
+    """memories: None if every GPU keeps all that it serves; foresights: what an oracle of eviction
+    is told, one per GPU, none for others; prefetcher: None if nobody predicts;
     clairvoyant: whether it is told the truth; depth: for how many layers ahead it is asked.
     """
 
-    memories: Sequence[ExpertMemory] = ()
+    memories: OneByOne | Memories | None = None
     foresights: Sequence[Foresight] = ()
     prefetcher: prefetch.Prefetcher | None = None
     clairvoyant: bool = False
     depth: int = 1
 
 
-def caches_of(inputs: Inputs, layout: Layout, roads: Roads, driver: Driver, seed: int) -> Caches:
+def caches_of(
+    inputs: Inputs,
+    layout: Layout,
+    roads: Roads,
+    driver: Driver,
+    shape: Shape,
+    compute: ComputeModel,
+    seed: int,
+) -> Caches:
     """The caches of a run on a layout; raises InputError for experts that no pool can hold."""
     if not layout.offloaded:
         return Caches()
     workload = inputs.workload
     pool = _pool(workload)
     maker = pick("eviction", eviction.EVICTIONS, workload.eviction)
+    predictor = _prefetcher(workload, layout, pool, seed)
+    depth = predictor[2]
+    routes = _routes(layout, roads)
+    wire_bytes = roads.copy_wire_bytes * pool.expert_bytes
+    yields = workload.prefetch_yields == "shared-links"
+    lend = bool((roads.from_peer >= 0).any())
+    known = parse_choice(workload.prefetch, "prefetch").name in prefetch.PREFETCHERS
+    if known and suits(maker, pool, lend, yields):
+        first = workload.expert_order == "resident-first"
+        laid = Laid(maker, pool, routes, wire_bytes, first, depth)
+        return Caches(Memories(driver, shape, compute, laid), (), *predictor)
     seeing = maker in {eviction.EVICTIONS[name] for name in eviction.ORACLES}
     foresights = [Foresight(pool.layers) for _ in range(layout.gpus if seeing else 0)]
     every = eviction.Setup(pool.layers, workload.model.moe.experts, pool.slots, pool.pooled)
-    links = _links_of(roads.routes) if workload.prefetch_yields == "shared-links" else None
-    wire_bytes = (roads.copy_wire_bytes * pool.expert_bytes).tolist()
+    links = _links_of(roads.routes) if yields else None
     memories = []
     for gpu in range(layout.gpus):
         future = foresights[gpu] if seeing else None
         setup = every if future is None else every._replace(next_use=future.next_use)
-        sources = Sources(_routes(layout, roads, gpu, pool.layers), wire_bytes, links)
+        sources = Sources([routes[gpu].tolist()] * pool.layers, wire_bytes.tolist(), links)
         stream = 2 * layout.gpus + gpu
         memories.append(
             ExpertMemory(driver, stream, pool, sources, eviction.made(maker, setup), future)
         )
     _introduce(memories, roads, links)
-    return Caches(memories, foresights, *_prefetcher(workload, layout, pool, seed))
+    return Caches(OneByOne(memories, depth), foresights, *predictor)
 
 
 def notes_of(workload: Workload, layout: Layout, roads: Roads) -> list[str]:
@@ -105,9 +128,10 @@ def _pool(workload: Workload) -> Pool:
     return pool
 
 
-def _routes(layout: Layout, roads: Roads, gpu: int, layers: int) -> list[list[int]]:
-    """Route of each expert's weights to a GPU [layers][experts], -1 if it holds them for good."""
-    return [roads.fetched(layout, gpu, layout.serves.shape[-1])] * layers
+def _routes(layout: Layout, roads: Roads) -> NDArray[np.int32]:
+    """Route of each expert's weights to each GPU int32 [gpus, experts], -1 if held for good."""
+    experts = layout.serves.shape[-1]
+    return np.array([roads.fetched(layout, g, experts) for g in range(layout.gpus)], dtype=np.int32)
 
 
 def _links_of(routes: RouteTable) -> Callable[[int], frozenset[int]]:

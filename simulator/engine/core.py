@@ -262,7 +262,7 @@ def connect(net: Net, capacity: Floats, flows: NDArray[np.int64]) -> None:
     net.spare[net.link_i[:, L_FIRST]] = capacity
 
 
-_views = inlined(views)  # for the functions below; Python calls the plain one
+inlined_views = inlined(views)  # for compiled functions; Python calls the plain one
 
 
 @inlined
@@ -910,12 +910,57 @@ def _finish(net: Net, op: int, now: float) -> None:
                 counts[N_ENDED] += 1
 
 
+@inlined
+def prepare(net: Net, op: int, kind: int, stream: int, row: int, amount: float) -> None:
+    """Make a new operation, which waits for one thing; amount: duration (s) or bytes."""
+    op_f = net.op_f
+    op_i = net.op_i
+    op_i[op, KIND] = kind
+    op_i[op, STREAM] = stream
+    op_i[op, ROW] = row
+    op_i[op, TELL] = 0
+    op_i[op, WAITS] = 1
+    op_f[op, START] = -1.0
+    op_f[op, END] = -1.0
+    op_f[op, DURATION] = amount
+    op_f[op, DELAY] = 0.0
+    net.more_head[op] = -1
+
+
+@inlined
+def hold(net: Net, before: int, after: int) -> None:
+    """Have an operation wait for another, unless that has ended."""
+    more_head = net.more_head
+    more = net.more
+    counts = net.counts
+    if net.op_f[before, END] >= 0.0:
+        return
+    item = counts[N_MORE]
+    counts[N_MORE] += 1
+    more[item, 0] = after
+    more[item, 1] = -1
+    last = more_head[before]
+    if last < 0:
+        more_head[before] = item
+    else:  # those who wait longest are let go first
+        while more[last, 1] >= 0:
+            last = more[last, 1]
+        more[last, 1] = item
+    net.op_i[after, WAITS] += 1
+
+
+@inlined
+def let_go(net: Net, op: int, now: float) -> None:
+    """Take one thing to wait for from an operation at `now` (s)."""
+    _push(net, now, COUNT, op)
+
+
 @allocation_free
 def start(floats: Floats, ints: Ints, counts: Longs, ops: Ints, now: float) -> None:
     """Take one thing to wait for from each of `ops` int32 [n], at `now` (s), in their order."""
-    net = _views(floats, ints, counts)
+    net = inlined_views(floats, ints, counts)
     for op in ops:
-        _push(net, max(now, net.clock[PRESENT]), COUNT, op)
+        let_go(net, op, max(now, net.clock[PRESENT]))
 
 
 @allocation_free
@@ -935,44 +980,16 @@ def add(
     bytes; `edges` int32 [2 m]: from, to of each. A `from` that has ended holds nothing. Then one
     thing to wait for is taken from the operation `release` (-1: none).
     """
-    net = _views(floats, ints, counts)
-    op_f = net.op_f
-    op_i = net.op_i
-    more_head = net.more_head
-    more = net.more
+    net = inlined_views(floats, ints, counts)
     now = max(now, net.clock[PRESENT])
     for i in range(real.size):
-        op = whole[4 * i]
-        op_i[op, KIND] = whole[4 * i + 1]
-        op_i[op, STREAM] = whole[4 * i + 2]
-        op_i[op, ROW] = whole[4 * i + 3]
-        op_i[op, TELL] = 0
-        op_i[op, WAITS] = 1
-        op_f[op, START] = -1.0
-        op_f[op, END] = -1.0
-        op_f[op, DURATION] = real[i]
-        op_f[op, DELAY] = 0.0
-        more_head[op] = -1
+        prepare(net, whole[4 * i], whole[4 * i + 1], whole[4 * i + 2], whole[4 * i + 3], real[i])
     for i in range(edges.size // 2):
-        before = edges[2 * i]
-        after = edges[2 * i + 1]
-        if op_f[before, END] < 0.0:
-            item = counts[N_MORE]
-            counts[N_MORE] += 1
-            more[item, 0] = after
-            more[item, 1] = -1
-            last = more_head[before]
-            if last < 0:
-                more_head[before] = item
-            else:  # those who wait longest are let go first
-                while more[last, 1] >= 0:
-                    last = more[last, 1]
-                more[last, 1] = item
-            op_i[after, WAITS] += 1
+        hold(net, edges[2 * i], edges[2 * i + 1])
     for i in range(real.size):
-        _push(net, now, COUNT, whole[4 * i])
+        let_go(net, whole[4 * i], now)
     if release >= 0:
-        _push(net, now, COUNT, release)
+        let_go(net, release, now)
 
 
 @allocation_free
@@ -982,7 +999,7 @@ def advance(floats: Floats, ints: Ints, counts: Longs, limit: float) -> int:
     Returns how many such ends there were, all at one instant; `ended` holds them. `clock` holds
     the core's present and its next event (inf if none).
     """
-    net = _views(floats, ints, counts)
+    net = inlined_views(floats, ints, counts)
     op_i = net.op_i
     send_ptr = net.send_ptr
     flow_i = net.flow_i

@@ -23,7 +23,8 @@ class Driver:
     """Owns the core's buffers. State: the core, the free operation ids, and the next wake-up.
 
     `on_end` is called with the operations that ended and wanted to be told of (or -1 - stream for
-    a stream that fell idle), at the instant at which they did.
+    a stream that fell idle), at the instant at which they did. `advance` lets the core run up to a
+    time (s) and gives how many there are: who decides in compiled code puts its own there.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Driver:
         """
         self.env = env
         self.on_end: Callable[[list[int]], None] = lambda _: None
+        self.advance = self._advance
         self._version = 0
         self._poked = False
         sizes = [0] * core.SIZES
@@ -128,7 +130,7 @@ class Driver:
 
     def start(self, ops: Ints) -> None:
         """Take one thing to wait for from each of `ops`, now."""
-        core.start(*self._buffers, ops, self.env.now)
+        core.start(*self.buffers, ops, self.env.now)
         self.poke()
 
     def ids(self, number: int) -> list[int]:
@@ -141,13 +143,17 @@ class Driver:
         del self._ids[-number:]
         return taken
 
+    def ids_left(self, least: int) -> list[int]:
+        """Take all free numbers, at least so many."""
+        return self.ids(max(least, len(self._ids)))
+
     def release(self, op: int) -> None:
         """An added operation has ended and nothing waits for it: its number is free again."""
         self._ids.append(op)
 
-    def room(self, flows: int) -> None:
-        """Make room for so many transfers at once."""
-        self._need({core.FLOWS: flows})
+    def room(self, flows: int = 0, edges: int = 0) -> None:
+        """Make room for so many transfers at once, and so many edges more."""
+        self._need({core.FLOWS: flows, core.MORE: int(self.net.counts[core.N_MORE]) + edges})
 
     def add(
         self,
@@ -157,11 +163,10 @@ class Driver:
         release: int = -1,
     ) -> None:
         """Add operations (see `core.add`; `whole` and `edges` row after row), now."""
-        wanted = int(self.net.counts[core.N_MORE]) + len(edges) // 2
-        if wanted > int(self.net.counts[core.MORE]):
-            self._need({core.MORE: wanted})
+        if self.net.counts[core.N_MORE] + len(edges) // 2 > self.net.counts[core.MORE]:
+            self.room(edges=len(edges) // 2)
         core.add(
-            *self._buffers,
+            *self.buffers,
             np.array(whole, dtype=np.int32),
             np.array(real, dtype=np.float64),
             np.array(edges, dtype=np.int32),
@@ -181,6 +186,9 @@ class Driver:
             self._poked = True
             self._at(self.env.now, self._run)
 
+    def _advance(self, limit: float) -> int:
+        return core.advance(*self.buffers, limit)
+
     def _at(self, time_s: float, callback: Callable[[simpy.Event], None]) -> None:
         event = simpy.Event(self.env)
         event._ok = True
@@ -193,7 +201,7 @@ class Driver:
         """Let the core run to the next end to tell of, or to the next event outside it."""
         self._poked = False
         self._version += 1
-        found = core.advance(*self._buffers, self.env.peek())
+        found = self.advance(self.env.peek())
         next_s = float(self.net.clock[1])
         if next_s == np.inf:
             return
@@ -241,8 +249,8 @@ class Driver:
         links.connect(self.net, self._wires, at_once, self._epsilon, self._collectives)
 
     def _allocate(self, sizes: list[int]) -> None:
-        self._buffers = core.buffers(sizes)
-        self.net = core.views(*self._buffers)
+        self.buffers = core.buffers(sizes)
+        self.net = core.views(*self.buffers)
 
     def _free_rows(self, first: int, number: int) -> None:
         free = int(self.net.counts[core.N_FREE])

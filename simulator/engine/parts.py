@@ -8,6 +8,8 @@ experts that occur together: layers of the model that have both in common share 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,21 +28,45 @@ from simulator.routing.traffic import (
 Int32s = NDArray[np.int32]
 
 
+class Need(NamedTuple):
+    """Experts in the order of first need: GPU g needs experts[ptr[g]:ptr[g + 1]].
+
+    ptr: int32 [gpus + 1]; experts: int16 [needed]; rows: int32 [needed], of each of them.
+    """
+
+    ptr: Int32s
+    experts: NDArray[np.int16]
+    rows: Int32s
+
+
+NOBODY = Need(np.zeros(1, dtype=np.int32), np.zeros(0, dtype=np.int16), np.zeros(0, dtype=np.int32))
+
+
 @dataclass(frozen=True)
 class LayerTable:
     """What one recorded layer of one chunk computes and sends.
 
     rows: int32 [gpus, experts]; pairs: int32 [gpus, gpus], tokens sent from row to column (in two
     tiers: those handed on too), the diagonal zero; tokens: [gpus], that come to each GPU's
-    experts, its own included (once per expert where dispatch does not deduplicate); order: experts
-    per GPU in the order of first need, rows_of: rows as lists (both empty if nobody asks).
+    experts, its own included (once per expert where dispatch does not deduplicate); need: `NOBODY`
+    if nobody asks for the order.
     """
 
     rows: Int32s
     pairs: Int32s
     tokens: list[int]
-    order: list[list[int]]
-    rows_of: list[list[int]]
+    need: Need = NOBODY
+
+    @cached_property
+    def order(self) -> list[list[int]]:
+        """Experts per GPU in the order of first need."""
+        return [part.tolist() for part in np.split(self.need.experts, self.need.ptr[1:-1])]
+
+    @cached_property
+    def rows_of(self) -> list[list[int]]:
+        """The rows as lists."""
+        rows: list[list[int]] = self.rows.tolist()
+        return rows
 
 
 @dataclass(frozen=True)
@@ -137,14 +163,16 @@ def _table(ids: NDArray[np.int16], source_gpu: Int32s, how: Cut, homes: Homes) -
         if how.tiers is not None:
             pairs = how.tiers.sent(ids, source_gpu, pairs, owner)
         np.fill_diagonal(pairs, 0)
-    order: list[list[int]] = []
+    need = NOBODY
+    ptr = experts = None
     if how.ordered:
         placed = (None, 1) if how.fetch else (owner, how.ep)
         ptr, experts = expert_sequence(ids, source_gpu, rows, *placed)
         if copies is not None and not how.fetch:
             experts = copies.expert_of[experts].astype(np.int16)
-        order = [part.tolist() for part in np.split(experts, ptr[1:-1])]
     if copies is not None and not how.fetch:
         rows = rows_of_experts(rows, copies, how.ep)
-    rows_of: list[list[int]] = rows.tolist() if how.ordered else []
-    return LayerTable(rows, pairs, tokens.tolist(), order, rows_of)
+    if ptr is not None and experts is not None:
+        gpu = np.repeat(np.arange(how.gpus), np.diff(ptr))
+        need = Need(ptr, experts, rows[gpu, experts])
+    return LayerTable(rows, pairs, tokens.tolist(), need)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.engine import core, shape
-from simulator.engine.memory import Slot
 from simulator.engine.shape import Shape
+from simulator.engine.slots import Told
 from simulator.engine.step import Step
 from simulator.runfiles import spans
 
@@ -28,40 +27,25 @@ def _in_order(records: Records) -> Records:
     return records[np.lexsort((records["gpu"], records["start_s"], records["end_s"]))]
 
 
-def read_fetches(
-    told: Sequence[tuple[int, Slot, bool]],
-    dense: int,
-    expert_bytes: float,
-    origin: NDArray[np.int32],
-) -> Records:
-    """Spans of fetches given as (GPU, slot, whether it was used), in order of completion.
+def read_fetches(told: Told, dense: int, expert_bytes: float, origin: NDArray[np.int32]) -> Records:
+    """Spans of fetches, in order of completion.
 
     `dense` layers come before the first MoE layer; expert_bytes: of an expert of size 1; origin:
     int32 [routes], the GPU at which each begins, -1: host memory.
     """
-    records = np.zeros(len(told), dtype=spans.RECORD)
-    if not told:
-        return records
-    whole = np.array(
-        [
-            (s.step, s.microbatch, s.layer, gpu, s.prefetch, s.expert, used, s.route)
-            for gpu, s, used in told
-        ],
-        dtype=np.int64,
-    )
-    times = np.array([(s.start_s, s.end_s, s.asked_s, s.size) for _, s, _ in told])
-    prefetch = whole[:, 4] == 1
-    records["step"] = whole[:, 0]
-    records["microbatch"] = np.where(prefetch, -1, whole[:, 1])
-    records["layer"] = whole[:, 2] + dense
-    records["gpu"] = whole[:, 3]
+    records = np.zeros(len(told.step), dtype=spans.RECORD)
+    records["step"] = told.step
+    records["microbatch"] = np.where(told.prefetch, -1, told.microbatch)
+    records["layer"] = told.layer + dense
+    records["gpu"] = told.gpu
     records["stream"] = spans.COPY
-    records["kind"] = np.where(prefetch, spans.PREFETCH, spans.DEMAND)
-    records["start_s"], records["end_s"], records["ready_s"] = times[:, :3].T
-    records["peer"] = origin[whole[:, 7]]
-    records["expert"] = whole[:, 5]
-    records["bytes"] = expert_bytes * times[:, 3]
-    records["used"] = whole[:, 6]
+    records["kind"] = np.where(told.prefetch, spans.PREFETCH, spans.DEMAND)
+    records["start_s"], records["end_s"] = told.start_s, told.end_s
+    records["ready_s"] = told.asked_s
+    records["peer"] = origin[told.route]
+    records["expert"] = told.expert
+    records["bytes"] = expert_bytes * told.size
+    records["used"] = told.used
     return _in_order(records)
 
 
@@ -162,18 +146,16 @@ def _heads(step: Step) -> Records:
 
 def _kernels(step: Step) -> Records:
     """Expert kernels: they wait for tokens (ready_s) and for weights (fetch_wait_s)."""
-    if not step.kernels:
-        return np.zeros(0, dtype=spans.RECORD)
-    table = np.array(step.kernels)
-    whole = table.astype(np.int64)
-    records = _times(step, whole[:, 0], spans.COMPUTE, whole[:, 6], whole[:, 9])
-    arrived_s = table[:, 3]
+    whole, times = step.kernels()
+    op, expert, rows, index, chunk, layer, gpu, peer = whole.T
+    records = _times(step, op, spans.COMPUTE, index, gpu)
+    arrived_s, flops, moved = times.T
     loaded_s = records["ready_s"].copy()
     records["fetch_wait_s"] = np.where(records["start_s"] == loaded_s, loaded_s - arrived_s, 0.0)
     records["ready_s"] = arrived_s
     records["kind"] = spans.EXPERTS
-    records["chunk"], records["layer"] = whole[:, 7], whole[:, 8]
-    records["peer"], records["expert"] = whole[:, 10], whole[:, 1]
-    records["rows"] = whole[:, 2]
-    records["flops"], records["bytes"] = table[:, 4], table[:, 5]
+    records["chunk"], records["layer"] = chunk, layer
+    records["peer"], records["expert"] = peer, expert
+    records["rows"] = rows
+    records["flops"], records["bytes"] = flops, moved
     return records

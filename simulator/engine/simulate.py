@@ -186,18 +186,19 @@ def _machine(
     # (108 SMs compute, 24 communicate); without overlap a GPU computes and communicates in turn.
     overlapping = workload.overlap != "none" and layout.ep > 1 and not layout.fetch
     held = workload.transport.sms if overlapping else 0
-    caches = caches_of(inputs, layout, roads, driver, seed)
+    compute = ComputeModel(
+        model,
+        beside(inputs.topology.gpu, held),
+        traffic.phase,
+        traffic.context,
+        workload.cuda_graphs,
+        queries(traffic),
+    )
+    caches = caches_of(inputs, layout, roads, driver, shape, compute, seed)
     return Machine(
         driver=driver,
         shape=shape,
-        compute=ComputeModel(
-            model,
-            beside(inputs.topology.gpu, held),
-            traffic.phase,
-            traffic.context,
-            workload.cuda_graphs,
-            queries(traffic),
-        ),
+        compute=compute,
         wires=wires,
         between=roads.between,
         dense=model.moe.first_dense_layers,
@@ -300,20 +301,13 @@ def _steps(
             spans.extend(read_spans(step))
             if measured:
                 route_bytes[: step.route_bytes.size] += step.route_bytes
-            told = [
-                (gpu, slot, used)
-                for gpu, memory in enumerate(machine.memories)
-                for slot, used in memory.end_of_step(index == steps - 1)
-            ]
-            if told:
+            told = step.end(index == steps - 1)
+            if told is not None and len(told.step):
                 size = machine.expert_bytes
                 spans.extend(read_fetches(told, machine.dense, size, machine.origin))
                 if measured:
-                    taken = np.array([slot.size for _, slot, _ in told]) * size
-                    np.add.at(route_bytes, [slot.route for _, slot, _ in told], taken)
+                    np.add.at(route_bytes, told.route, told.size * size)
             counts = step.accesses
-            for gpu, memory in enumerate(machine.memories):
-                counts[gpu, machine.dense :, -1] = memory.take_cancelled()
             gpus, layers = np.nonzero(counts.any(axis=2))
             accesses.append(index, gpus, layers, *counts[gpus, layers].T)
             if measured:

@@ -6,6 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int32]
+
 NEW = -1.0  # start of a fetch whose operation is not in the core yet
 WHOLE = 1_000_000  # parts of a slot: sizes are whole numbers of them, so that sums are exact
 
@@ -49,6 +56,27 @@ class Access(NamedTuple):
     edges: list[int]
     late: int
     foreseen: int
+
+
+class Told(NamedTuple):
+    """Fetches whose fate is known, each field [fetches].
+
+    gpu: whose memory; used: whether any access was served by it; route: over which it came; size:
+    of the expert, relative to a slot; asked_s: when it was asked for, start_s, end_s: its transfer.
+    """
+
+    step: Ints
+    microbatch: Ints
+    layer: Ints
+    gpu: Ints
+    prefetch: Bools
+    expert: Ints
+    used: Bools
+    route: Ints
+    size: Floats
+    asked_s: Floats
+    start_s: Floats
+    end_s: Floats
 
 
 class Wish(NamedTuple):

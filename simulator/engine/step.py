@@ -21,9 +21,12 @@ from simulator.engine.costs import on_wire
 from simulator.engine.driver import Driver
 from simulator.engine.foresight import Foresight
 from simulator.engine.links import Merged, Wires, merged
-from simulator.engine.memory import HIT, LATE, MISS, ExpertMemory
+from simulator.engine.memories import Memories
+from simulator.engine.memory import HIT, LATE, MISS
+from simulator.engine.one_by_one import OneByOne
 from simulator.engine.parts import LayerTable, MicroBatch
 from simulator.engine.shape import Shape
+from simulator.engine.slots import Told
 from simulator.model.compute import NOTHING, ComputeModel, Work
 from simulator.policies.prefetch import Future, Past, Prefetcher
 
@@ -61,7 +64,7 @@ class Machine:
     ahead the prefetcher is asked;
     foresights: what an oracle of eviction is told, one per GPU, or none; origin: int32 [routes],
     the GPU at which each begins, -1: host memory;
-    memories: one per GPU, empty if every expert that a GPU serves is always resident.
+    memories: of all GPUs, None if every expert that a GPU serves is always resident.
     Streams: compute of GPU g is g, communication gpus + g, copy 2 gpus + g.
     """
 
@@ -74,7 +77,7 @@ class Machine:
     dispatch: Sending
     combine: Sending
     expert_bytes: float
-    memories: Sequence[ExpertMemory]
+    memories: OneByOne | Memories | None
     resident_first: bool
     prefetcher: Prefetcher | None
     clairvoyant: bool
@@ -83,16 +86,16 @@ class Machine:
     origin: Int32s
 
 
-FORESEEN = 3  # place of the predicted ones among the counts of accesses
+FORESEEN, CANCELLED = 3, 4  # places of those predicted, and of prefetches never begun, in accesses
 
-# Operation, expert (-1: the resident ones), rows, when the tokens were there, FLOPs, bytes, and
-# micro-batch, chunk, layer, GPU, and the GPU whose transfer came last.
-ExpertKernel = tuple[int, int, int, float, float, float, int, int, int, int, int]
+# Operation, expert (-1: the resident ones), rows, micro-batch, chunk, layer, GPU, and the GPU whose
+# transfer came last; when the tokens were there, FLOPs, bytes.
+ExpertKernel = tuple[int, int, int, int, int, int, int, int, float, float, float]
 
 
 class Step:
-    """One step. State: the expert kernels added while it runs, and its accesses: hits, late hits,
-    misses, and how many of all had been predicted.
+    """One step. State: the expert kernels added while it runs, and its accesses int64 [gpus,
+    layers, 5]: hits, late hits, misses, how many of all had been predicted, prefetches never begun.
 
     `work` float64
     [microbatches, layers, kinds, gpus, 2]: FLOPs and HBM bytes (sends: 0 and bytes sent); `rows`
@@ -112,8 +115,8 @@ class Step:
         self.layer_of: list[int] = layer_of.tolist()
         self.table_of = [-1] * machine.dense + microbatches[0].table_of
         of = machine.shape
-        self.kernels: list[ExpertKernel] = []
-        self._accesses = [[[0, 0, 0, 0, 0] for _ in range(of.layers)] for _ in range(of.gpus)]
+        self._kernels: list[ExpertKernel] = []
+        self.accesses = np.zeros((of.gpus, of.layers, 5), dtype=np.int64)
         self.work = np.zeros((of.microbatches, of.layers, of.kinds, of.gpus, 2))
         self.rows = np.zeros((of.microbatches, of.layers, of.kinds, of.gpus), dtype=np.int64)
         self.head_work = np.zeros((of.microbatches, of.gpus, 2))
@@ -121,12 +124,22 @@ class Step:
         self.route_bytes: Floats
         self._done = machine.driver.env.event()
 
-    @property
-    def accesses(self) -> NDArray[np.int64]:
-        """Hits, late hits, misses and predicted ones, int64 [gpus, layers, 5]; the last place is
-        for prefetches never begun.
-        """
-        return np.array(self._accesses, dtype=np.int64)
+    def kernels(self) -> tuple[Int32s, Floats]:
+        """The expert kernels added: int32 [kernels, 8], float64 [kernels, 3] (`ExpertKernel`)."""
+        if isinstance(self.machine.memories, Memories):
+            return self.machine.memories.kernels()
+        table = np.array(self._kernels).reshape(-1, 11)
+        return table[:, :8].astype(np.int32), table[:, 8:]
+
+    def end(self, last: bool) -> Told | None:
+        """The fetches whose fate is known now that the step has ended; `last`: of the run."""
+        memories = self.machine.memories
+        if memories is None:
+            return None
+        told = memories.end_of_step(last)
+        if isinstance(memories, OneByOne):
+            self.accesses[:, self.machine.dense :, CANCELLED] = memories.cancelled()
+        return told
 
     def run(self) -> simpy.Event:
         """Let the step begin; the event comes when it has ended."""
@@ -181,6 +194,8 @@ class Step:
                 self._lay_chunk(grid_f, grid_i, sends, index, chunk, tables)
         self.route_bytes = sends.route_bytes
         m.driver.lay(op_f, op_i, *sends.table(), sends.collectives)
+        if isinstance(m.memories, Memories):
+            m.memories.lay(self.index, self.microbatches, self.accesses)
 
     def _fill(
         self,
@@ -248,15 +263,13 @@ class Step:
                 self.work[index, layers, kind, :, 1] = sent * sending.token_bytes
                 self.rows[index, layers, kind] = sent
             total = table.rows.sum(axis=1)
-            if m.memories:
+            if m.memories is not None:
                 # The experts wait until `_tokens_arrived` has decided.
                 grid_i[index, layers, arrive, :, core.TELL] = total > 0
                 grid_i[index, layers, arrive + 1, :, core.WAITS] += total > 0
                 continue
             active = np.count_nonzero(table.rows, axis=1)
-            for gpu, count in enumerate(active.tolist()):
-                for layer in layers.tolist():
-                    self._accesses[gpu][layer][HIT] += count
+            self.accesses[:, layers, HIT] += active[:, None]
             work = [
                 m.compute.experts_by_rows(rows, tokens)
                 for rows, tokens in zip(table.rows.tolist(), table.tokens, strict=True)
@@ -269,17 +282,21 @@ class Step:
 
     def _ended(self, ops: list[int]) -> None:
         of = self.machine.shape
+        memories = self.machine.memories
         for op in ops:
-            if op < 0:
-                self.machine.memories[-1 - op - 2 * of.gpus].idle()
-            elif op == of.end:
+            if op == of.end:
                 self._done.succeed()
             elif op >= of.gates:
                 self._predict(*divmod(op - of.gates, of.layers))
-            else:
-                self._tokens_arrived(op)
+            elif isinstance(memories, Memories):
+                memories.decide(op)
+            elif memories is not None:
+                if op < 0:
+                    memories.each[-1 - op - 2 * of.gpus].idle()
+                else:
+                    self._tokens_arrived(op, memories)
 
-    def _tokens_arrived(self, op: int) -> None:
+    def _tokens_arrived(self, op: int, memories: OneByOne) -> None:
         """Tokens are there: decide which experts are there, fetch the rest, queue the kernels.
 
         Resident experts are one grouped kernel; each fetched one is a kernel when it is there.
@@ -289,7 +306,7 @@ class Step:
         index, layer, kind, gpu = m.shape.place(op)
         chunk = (kind - shape.CHUNK) // shape.PER_CHUNK
         table = self.microbatches[index].chunks[chunk][self.table_of[layer]]
-        memory = m.memories[gpu]
+        memory = memories.each[gpu]
         at = layer - m.dense
         memory.arrived(index, at)
         order = table.order[gpu]
@@ -298,7 +315,7 @@ class Step:
         grouped = driver.ids(1)[0]
         access = memory.use(self.index, index, at, order, grouped)
         resident, coming = access.resident, access.coming
-        counts = self._accesses[gpu][layer]
+        counts = self.accesses[gpu, layer]
         counts[HIT] += len(resident)
         counts[LATE] += access.late
         counts[MISS] += len(coming) - access.late
@@ -318,7 +335,7 @@ class Step:
             whole += (grouped, core.TIMED, gpu, 0)
             real.append(work.seconds)
             edges += (grouped, experts)
-            self.kernels.append((grouped, -1, count, now, work.flops, work.bytes, *where))
+            self._kernels.append((grouped, -1, count, *where, now, work.flops, work.bytes))
         alone = m.compute.expert
         for expert, kernel in zip(coming, access.kernels, strict=True):
             count = rows[expert]
@@ -326,7 +343,7 @@ class Step:
             whole += (kernel, core.TIMED, gpu, 0)
             real.append(seconds)
             edges += (kernel, experts)
-            self.kernels.append((kernel, expert, count, now, flops, moved, *where))
+            self._kernels.append((kernel, expert, count, *where, now, flops, moved))
         driver.add(whole, real, edges, experts)
         memory.idle()
 
@@ -334,6 +351,7 @@ class Step:
         """All gates of a layer have spoken: ask for experts of the layers to come."""
         m = self.machine
         assert m.prefetcher is not None
+        assert m.memories is not None
         batch = self.microbatches[index]
         ids = batch.ids
         here = self.layer_of[layer]
@@ -342,7 +360,7 @@ class Step:
         rows = batch.expert_rows(at)
         of = (batch.source_gpu, batch.request)
         past = Past(index, at, ids[:, here], before, rows, *of)
-        idle = (rows.sum(axis=1) == 0).tolist()
+        idle = rows.sum(axis=1) == 0
         left = m.shape.layers - 1 - layer
         if not left and not m.clairvoyant:  # nothing follows, but the way here is to be learned
             m.prefetcher(past, None)
@@ -350,9 +368,10 @@ class Step:
             target = at + ahead
             future = Future(batch.expert_rows(target)) if m.clairvoyant else None
             wanted = m.prefetcher(past._replace(ahead=ahead), future)
-            for memory, experts, at_once in zip(m.memories, wanted, idle, strict=True):
-                if experts or (m.depth > 1 and memory.predicts(index, target)):
-                    memory.prefetch(self.index, index, at, target, experts, at_once)
+            if isinstance(m.memories, Memories):
+                m.memories.prefetch(index, at, target, wanted, idle)
+            else:
+                m.memories.prefetch(self.index, index, at, target, wanted, idle)
 
 
 class _Sends:

@@ -114,11 +114,17 @@ class ComputeModel:
             numbers = range(len(rows)) if experts is None else experts
             pairs = zip(numbers, rows, strict=True)
             weights = sum(self.sizes[expert] for expert, count in pairs if count)
-        key = ("rows", total, weights, tiles, came)
+        return self.experts_in_all(total, weights, tiles, came)
+
+    def experts_in_all(self, rows: int, active: float, tiles: int, tokens: int) -> Work:
+        """A fused MoE of `active` experts (their sizes summed), which take `tiles` tiles of rows
+        together; tokens: that came.
+        """
+        key = ("rows", rows, active, tiles, tokens)
         if key not in self._kept:
             if len(self._kept) >= MOST_KEPT:
                 self._kept.clear()
-            self._kept[key] = self._moe(total, tiles * tile, weights, came)
+            self._kept[key] = self._moe(rows, tiles * self.grouped.tile, active, tokens)
         return self._kept[key]
 
     def expert(self, rows: int, expert: int = 0) -> Work:

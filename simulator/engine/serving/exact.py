@@ -68,7 +68,7 @@ class Engine:
             dispatch=sending(inputs, layout, roads, "dispatch"),
             combine=sending(inputs, layout, roads, "combine"),
             expert_bytes=0.0,
-            memories=(),
+            memories=None,
             resident_first=False,
             prefetcher=None,
             clairvoyant=False,
@@ -118,7 +118,7 @@ class Engine:
         if self.tiers is not None:
             pairs = self.tiers.sent(taken, source, pairs, gpu)
         np.fill_diagonal(pairs, 0)
-        return LayerTable(rows, pairs, tokens, [], [])
+        return LayerTable(rows, pairs, tokens)
 
 
 class _Mixed(Step):

@@ -1,0 +1,313 @@
+"""The expert memories of all GPUs of a run, with decisions taken in compiled code.
+
+They do what one `simulator.engine.memory.ExpertMemory` per GPU does, as far as `suits` says.
+`simulator.engine.memory_kernel` has the state and the decisions; here is what needs Python: room in
+the tables, the times of kernels, and each step's routing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.engine import memory_kernel as kernel
+from simulator.engine.driver import Driver
+from simulator.engine.parts import MicroBatch
+from simulator.engine.shape import Shape
+from simulator.engine.slots import Pool, Told
+from simulator.model.compute import ComputeModel
+from simulator.policies import eviction
+
+Floats = NDArray[np.float64]
+Int32s = NDArray[np.int32]
+
+POLICIES = {
+    eviction.lru: kernel.LRU,
+    eviction.lfu: kernel.LFU,
+    eviction.lfu_aging: kernel.LFU,
+    eviction.arc: kernel.ARC,
+    eviction.least_stale: kernel.LRU,  # the same where every layer has slots of its own
+}
+FEW_PRICES, MOST_PRICES = 64, 1 << 17  # places for the times of grouped kernels
+
+
+def suits(maker: eviction.Maker, pool: Pool, lend: bool, yields: bool) -> bool:
+    """Whether memories of this kind can be these; `lend`: GPUs lend experts to one another,
+    `yields`: prefetches wait for other GPUs' fetches.
+    """
+    plain = not pool.pooled and pool.sizes is None and pool.budget_bytes is None
+    return maker in POLICIES and plain and not lend and not yields
+
+
+class Laid(NamedTuple):
+    """How the memories work: what is known of them before the first step.
+
+    routes: int32 [gpus, experts], of each expert's weights, -1: held for good; wire_bytes:
+    float64 [routes], of an expert; depth: for how many layers ahead a prefetcher is asked.
+    """
+
+    maker: eviction.Maker
+    pool: Pool
+    routes: Int32s
+    wire_bytes: Floats
+    resident_first: bool
+    depth: int
+
+
+class Memories:
+    """State: the tables of `memory_kernel`. It has the driver's core run with its decisions."""
+
+    def __init__(self, driver: Driver, shape: Shape, compute: ComputeModel, laid: Laid) -> None:
+        self._driver = driver
+        self._shape = shape
+        self._compute = compute
+        self._prices = 0
+        self._most = 0  # experts that one GPU can be asked for at once
+        self.tables = _tables(shape, compute.grouped.tile, laid)
+        driver.advance = self._advance
+
+    def lay(
+        self, step: int, microbatches: Sequence[MicroBatch], accesses: NDArray[np.int64]
+    ) -> None:
+        """Take a step's routing, after the driver has; accesses: int64 [gpus, layers, 5], where
+        they are counted.
+        """
+        of, m = self._shape, self.tables
+        chunks = [tables for batch in microbatches for tables in batch.chunks]
+        each = [table for tables in chunks for table in tables]
+        ptr = np.array([table.need.ptr for table in each], dtype=np.int64)
+        ends = np.cumsum(ptr[:, -1])
+        self._most = int(np.diff(ptr, axis=1).max(initial=0))
+        nth = np.arange(len(chunks), dtype=np.int32).reshape(of.microbatches, of.chunks, 1)
+        table_of = np.array([batch.table_of for batch in microbatches], dtype=np.int32)
+        table_of = nth * np.int32(len(chunks[0])) + table_of[:, None, :]
+        kernels = int((ptr[:, -1] + of.gpus)[table_of].sum())
+        rows = np.concatenate([table.need.rows for table in each])
+        self.tables = m._replace(
+            order=np.concatenate([table.need.experts for table in each]).astype(np.int32),
+            rows=rows,
+            ptr=np.append(ptr[:, :-1] + (ends - ptr[:, -1])[:, None], ends[-1]),
+            came=np.array([table.tokens for table in each], dtype=np.int64),
+            table_of=table_of,
+            alone=self._alone(rows),
+            kernel_i=_of_length(m.kernel_i, kernels, False),
+            kernel_f=_of_length(m.kernel_f, kernels, False),
+            accesses=accesses,
+        )
+        m.at[kernel.STEP] = step
+        m.at[kernel.KERNELS] = 0
+        m.at[kernel.IDS] = 0
+        self._make_room()
+
+    def decide(self, op: int) -> None:
+        """Decide on an operation that ended, or a copy stream (-1 - stream) that fell idle."""
+        while need := kernel.decide(*self._driver.buffers, op, self.tables):
+            self._provide(need)
+
+    def prefetch(
+        self,
+        microbatch: int,
+        since: int,
+        layer: int,
+        wanted: Sequence[Sequence[int]],
+        at_once: NDArray[np.bool_],
+    ) -> None:
+        """In layer `since`, have each GPU ask for its `wanted` experts of a `layer` ahead, those of
+        `at_once` bool [gpus] without waiting for tokens (see `ExpertMemory.prefetch`).
+        """
+        m = self.tables
+        slots = int(m.of[kernel.SLOTS])
+        number = np.array([min(len(experts), slots) for experts in wanted], dtype=np.int32)
+        asked = np.zeros((len(wanted), slots), dtype=np.int16)
+        first = chain.from_iterable(experts[:slots] for experts in wanted)
+        asked[np.arange(slots) < number[:, None]] = np.fromiter(first, dtype=np.int16)
+        if m.at[kernel.IDS] < len(wanted) or m.at[kernel.STAYS] + len(wanted) > len(m.stay_i):
+            self._make_room()
+        kernel.prefetch(
+            *self._driver.buffers, microbatch, since, layer, asked, number, at_once, self.tables
+        )
+
+    def kernels(self) -> tuple[Int32s, Floats]:
+        """The step's expert kernels so far (`memory_kernel`: kernel_i, kernel_f)."""
+        m = self.tables
+        count = int(m.at[kernel.KERNELS])
+        return m.kernel_i[:count], m.kernel_f[:count]
+
+    def end_of_step(self, last: bool) -> Told:
+        """As `ExpertMemory.end_of_step`, of all GPUs."""
+        m = self.tables
+        whole, times = np.empty_like(m.stay_i), np.empty_like(m.stay_f)
+        count = kernel.end_of_step(*self._driver.buffers, last, whole, times, m)
+        gpu, expert = whole[:count, kernel.S_GPU], whole[:count, kernel.S_EXPERT]
+        return Told(
+            step=whole[:count, kernel.S_STEP],
+            microbatch=whole[:count, kernel.S_MICROBATCH],
+            layer=whole[:count, kernel.S_LAYER],
+            gpu=gpu,
+            prefetch=whole[:count, kernel.S_PREFETCH] == 1,
+            expert=expert,
+            used=whole[:count, kernel.S_USES] > 0,
+            route=m.route[gpu, expert],
+            size=np.ones(count),
+            asked_s=times[:count, kernel.ASKED_S],
+            start_s=times[:count, kernel.START_S],
+            end_s=times[:count, kernel.END_S],
+        )
+
+    def _advance(self, limit: float) -> int:
+        while True:
+            found = kernel.advance(*self._driver.buffers, limit, self.tables)
+            if found >= 0:
+                return found
+            self._provide(found)
+
+    def _provide(self, need: int) -> None:
+        """See to what the compiled code lacks."""
+        if need == kernel.ROOM:
+            self._make_room()
+        else:
+            self._set_price()
+
+    def _make_room(self) -> None:
+        """Make the tables large enough for what can be decided at once: the tokens of one GPU, or a
+        prefetch on each.
+        """
+        m, driver = self.tables, self._driver
+        most, gpus = self._most, self._shape.gpus
+        stays = int(m.at[kernel.STAYS]) + max(most, gpus) + 1
+        if stays > len(m.stay_i):
+            self.tables = m = m._replace(
+                stay_i=_of_length(m.stay_i, stays, True), stay_f=_of_length(m.stay_f, stays, True)
+            )
+        driver.room(edges=most * (int(m.of[kernel.SHARED]) + 3) + 1)
+        left = int(m.at[kernel.IDS])
+        if left < max(2 * most + 2, gpus):
+            found = driver.ids_left(max(2 * most + 2, gpus))
+            ids = np.concatenate([m.ids[:left], np.array(found, dtype=np.int32)])
+            self.tables = m._replace(ids=ids)
+            m.at[kernel.IDS] = len(ids)
+
+    def _alone(self, rows: Int32s) -> Floats:
+        """Times of an expert by itself, for all these numbers of rows."""
+        counts = np.bincount(rows)
+        known = _of_length(self.tables.alone, len(counts), True)
+        for count in np.flatnonzero(counts):
+            if known[count, 0] == 0.0:
+                known[count] = self._compute.expert(int(count))
+        return known
+
+    def _set_price(self) -> None:
+        """Enter the time of the grouped kernel under decision."""
+        m = self.tables
+        key = [int(m.at[i]) for i in (kernel.ROWS, kernel.RESIDENTS, kernel.TILES, kernel.CAME)]
+        self._prices += 1
+        if 2 * self._prices > len(m.price_key):
+            self._prices = 1
+            self.tables = m = m._replace(**_prices(min(4 * len(m.price_key), MOST_PRICES)))
+        at = kernel.find_price(m, *key)
+        m.price_key[at] = key
+        m.price[at] = self._compute.experts_in_all(*key)
+
+
+def _tables(shape: Shape, tile: int, laid: Laid) -> kernel.Tables:
+    gpus, experts = laid.routes.shape
+    layers, slots = laid.pool.layers, laid.pool.slots
+    policy = POLICIES[laid.maker]
+    shared = shape.microbatches * shape.chunks
+    lfu = (gpus, layers, experts) if policy == kernel.LFU else (0, 0, 0)
+    arc = (gpus, layers, experts) if policy == kernel.ARC else (0, 0, 0)
+    aging = laid.maker is eviction.lfu_aging
+    of = np.zeros(kernel.FIXED, dtype=np.int64)
+    for at, value in (
+        (kernel.GPUS, gpus),
+        (kernel.LAYERS, layers),
+        (kernel.EXPERTS, experts),
+        (kernel.SLOTS, slots),
+        (kernel.SHARED, shared),
+        (kernel.MICROBATCHES, shape.microbatches),
+        (kernel.KINDS, shape.kinds),
+        (kernel.ALL_LAYERS, shape.layers),
+        (kernel.DENSE, shape.layers - layers),
+        (kernel.GATES, shape.gates),
+        (kernel.RESIDENT_FIRST, laid.resident_first),
+        (kernel.POLICY, policy),
+        (kernel.HALVE, eviction.AGE_AFTER * slots if aging else 0),
+        (kernel.TILE, tile),
+        (kernel.DEPTH, laid.depth),
+    ):
+        of[at] = value
+    every = gpus * layers * slots
+    wishes = shape.microbatches * laid.depth * slots
+    held = np.full((every, 4), -1, dtype=np.int32)
+    held[:, kernel.USED_BY] = 0
+    arc_i = np.zeros((*arc[:2], 9), dtype=np.int64)
+    arc_i[..., kernel.INTO] = -1
+
+    def ints(*of_shape: int, fill: int = 0) -> Int32s:
+        return np.full(of_shape, fill, dtype=np.int32)
+
+    return kernel.Tables(
+        of=of,
+        at=np.zeros(kernel.PLACES, dtype=np.int64),
+        slot_of=ints(gpus, layers, experts, fill=-1),
+        held=held,
+        kernels=ints(every, shared),
+        last_use=np.zeros(every, dtype=np.int64),
+        filled=ints(gpus, layers),
+        uses=np.zeros(gpus, dtype=np.int64),
+        added_s=np.full(gpus, -1.0),
+        route=laid.routes,
+        wire_bytes=laid.wire_bytes,
+        reached=ints(gpus, shape.microbatches, fill=-1),
+        asked=np.zeros((gpus, shape.microbatches, layers, slots), dtype=np.int16),
+        asked_n=ints(gpus, shape.microbatches, layers, fill=-1),
+        foreseen=np.zeros((gpus, shape.microbatches, slots), dtype=np.int16),
+        foreseen_n=ints(gpus, shape.microbatches),
+        wish_i=ints(gpus, wishes, 5),
+        wish_f=np.zeros((gpus, wishes)),
+        wishes=ints(gpus),
+        often=np.zeros(lfu, dtype=np.int64),
+        accessed=np.zeros(lfu[:2], dtype=np.int64),
+        list_of=np.full(arc, -1, dtype=np.int8),
+        stamp=np.zeros(arc, dtype=np.int64),
+        ahead=np.zeros(arc, dtype=np.bool_),
+        arc_i=arc_i,
+        arc_f=np.zeros(arc[:2]),
+        order=ints(0),
+        rows=ints(0),
+        ptr=np.zeros(1, dtype=np.int64),
+        came=np.zeros((0, gpus), dtype=np.int64),
+        table_of=ints(0, 0, 0),
+        alone=np.zeros((1, 3)),
+        **_prices(FEW_PRICES),
+        kernel_i=ints(0, 8),
+        kernel_f=np.zeros((0, 3)),
+        stay_i=ints(0, 10),
+        stay_f=np.zeros((0, 3)),
+        accesses=np.zeros((0, 0, 5), dtype=np.int64),
+        ids=ints(0),
+        mine=ints(experts),
+        mine_rows=ints(experts),
+        fetches=ints(experts),
+        own=ints(experts),
+    )
+
+
+def _prices(places: int) -> dict[str, NDArray[Any]]:
+    """Empty tables for the times of grouped kernels."""
+    key = np.full((places, 4), -1, dtype=np.int64)
+    return {"price_key": key, "price": np.zeros((places, 3))}
+
+
+def _of_length(table: NDArray[Any], rows: int, keep: bool) -> NDArray[Any]:
+    """The table if it has so many rows, else one of twice as many, which keeps what it holds."""
+    if len(table) >= rows:
+        return table
+    larger = np.zeros((2 * rows, *table.shape[1:]), dtype=table.dtype)
+    if keep:
+        larger[: len(table)] = table
+    return larger
