@@ -1,8 +1,8 @@
 """The expert memories of all GPUs of a run, with decisions taken in compiled code.
 
 They do what one `simulator.engine.memory.ExpertMemory` per GPU does, as far as `suits` says.
-`simulator.engine.memory_kernel` has the state and the decisions; here is what needs Python: room in
-the tables, the times of kernels, and each step's routing.
+State: `simulator.engine.memory_tables`, decisions: `memory_kernel`; here is what needs Python: room
+in the tables, the times of kernels, and each step's routing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.engine import memory_kernel as kernel
+from simulator.engine import memory_tables as t
 from simulator.engine.driver import Driver
 from simulator.engine.parts import MicroBatch
 from simulator.engine.shape import Shape
@@ -26,11 +27,11 @@ Floats = NDArray[np.float64]
 Int32s = NDArray[np.int32]
 
 POLICIES = {
-    eviction.lru: kernel.LRU,
-    eviction.lfu: kernel.LFU,
-    eviction.lfu_aging: kernel.LFU,
-    eviction.arc: kernel.ARC,
-    eviction.least_stale: kernel.LRU,  # the same where every layer has slots of its own
+    eviction.lru: t.LRU,
+    eviction.lfu: t.LFU,
+    eviction.lfu_aging: t.LFU,
+    eviction.arc: t.ARC,
+    eviction.least_stale: t.LRU,  # the same where every layer has slots of its own
 }
 FEW_PRICES, MOST_PRICES = 64, 1 << 17  # places for the times of grouped kernels
 
@@ -59,7 +60,7 @@ class Laid(NamedTuple):
 
 
 class Memories:
-    """State: the tables of `memory_kernel`. It has the driver's core run with its decisions."""
+    """State: the tables of `memory_tables`. It has the driver's core run with its decisions."""
 
     def __init__(self, driver: Driver, shape: Shape, compute: ComputeModel, laid: Laid) -> None:
         self._driver = driver
@@ -98,9 +99,9 @@ class Memories:
             kernel_f=_of_length(m.kernel_f, kernels, False),
             accesses=accesses,
         )
-        m.at[kernel.STEP] = step
-        m.at[kernel.KERNELS] = 0
-        m.at[kernel.IDS] = 0
+        m.at[t.STEP] = step
+        m.at[t.KERNELS] = 0
+        m.at[t.IDS] = 0
         self._make_room()
 
     def decide(self, op: int) -> None:
@@ -120,21 +121,21 @@ class Memories:
         `at_once` bool [gpus] without waiting for tokens (see `ExpertMemory.prefetch`).
         """
         m = self.tables
-        slots = int(m.of[kernel.SLOTS])
+        slots = int(m.of[t.SLOTS])
         number = np.array([min(len(experts), slots) for experts in wanted], dtype=np.int32)
         asked = np.zeros((len(wanted), slots), dtype=np.int16)
         first = chain.from_iterable(experts[:slots] for experts in wanted)
         asked[np.arange(slots) < number[:, None]] = np.fromiter(first, dtype=np.int16)
-        if m.at[kernel.IDS] < len(wanted) or m.at[kernel.STAYS] + len(wanted) > len(m.stay_i):
+        if m.at[t.IDS] < len(wanted) or m.at[t.STAYS] + len(wanted) > len(m.stay_i):
             self._make_room()
         kernel.prefetch(
             *self._driver.buffers, microbatch, since, layer, asked, number, at_once, self.tables
         )
 
     def kernels(self) -> tuple[Int32s, Floats]:
-        """The step's expert kernels so far (`memory_kernel`: kernel_i, kernel_f)."""
+        """The step's expert kernels so far (`memory_tables`: kernel_i, kernel_f)."""
         m = self.tables
-        count = int(m.at[kernel.KERNELS])
+        count = int(m.at[t.KERNELS])
         return m.kernel_i[:count], m.kernel_f[:count]
 
     def end_of_step(self, last: bool) -> Told:
@@ -142,20 +143,20 @@ class Memories:
         m = self.tables
         whole, times = np.empty_like(m.stay_i), np.empty_like(m.stay_f)
         count = kernel.end_of_step(*self._driver.buffers, last, whole, times, m)
-        gpu, expert = whole[:count, kernel.S_GPU], whole[:count, kernel.S_EXPERT]
+        gpu, expert = whole[:count, t.S_GPU], whole[:count, t.S_EXPERT]
         return Told(
-            step=whole[:count, kernel.S_STEP],
-            microbatch=whole[:count, kernel.S_MICROBATCH],
-            layer=whole[:count, kernel.S_LAYER],
+            step=whole[:count, t.S_STEP],
+            microbatch=whole[:count, t.S_MICROBATCH],
+            layer=whole[:count, t.S_LAYER],
             gpu=gpu,
-            prefetch=whole[:count, kernel.S_PREFETCH] == 1,
+            prefetch=whole[:count, t.S_PREFETCH] == 1,
             expert=expert,
-            used=whole[:count, kernel.S_USES] > 0,
+            used=whole[:count, t.S_USES] > 0,
             route=m.route[gpu, expert],
             size=np.ones(count),
-            asked_s=times[:count, kernel.ASKED_S],
-            start_s=times[:count, kernel.START_S],
-            end_s=times[:count, kernel.END_S],
+            asked_s=times[:count, t.ASKED_S],
+            start_s=times[:count, t.START_S],
+            end_s=times[:count, t.END_S],
         )
 
     def _advance(self, limit: float) -> int:
@@ -167,7 +168,7 @@ class Memories:
 
     def _provide(self, need: int) -> None:
         """See to what the compiled code lacks."""
-        if need == kernel.ROOM:
+        if need == t.ROOM:
             self._make_room()
         else:
             self._set_price()
@@ -178,18 +179,18 @@ class Memories:
         """
         m, driver = self.tables, self._driver
         most, gpus = self._most, self._shape.gpus
-        stays = int(m.at[kernel.STAYS]) + max(most, gpus) + 1
+        stays = int(m.at[t.STAYS]) + max(most, gpus) + 1
         if stays > len(m.stay_i):
             self.tables = m = m._replace(
                 stay_i=_of_length(m.stay_i, stays, True), stay_f=_of_length(m.stay_f, stays, True)
             )
-        driver.room(edges=most * (int(m.of[kernel.SHARED]) + 3) + 1)
-        left = int(m.at[kernel.IDS])
+        driver.room(edges=most * (int(m.of[t.SHARED]) + 3) + 1)
+        left = int(m.at[t.IDS])
         if left < max(2 * most + 2, gpus):
             found = driver.ids_left(max(2 * most + 2, gpus))
             ids = np.concatenate([m.ids[:left], np.array(found, dtype=np.int32)])
             self.tables = m._replace(ids=ids)
-            m.at[kernel.IDS] = len(ids)
+            m.at[t.IDS] = len(ids)
 
     def _alone(self, rows: Int32s) -> Floats:
         """Times of an expert by itself, for all these numbers of rows."""
@@ -203,7 +204,7 @@ class Memories:
     def _set_price(self) -> None:
         """Enter the time of the grouped kernel under decision."""
         m = self.tables
-        key = [int(m.at[i]) for i in (kernel.ROWS, kernel.RESIDENTS, kernel.TILES, kernel.CAME)]
+        key = [int(m.at[i]) for i in (t.ROWS, t.RESIDENTS, t.TILES, t.CAME)]
         self._prices += 1
         if 2 * self._prices > len(m.price_key):
             self._prices = 1
@@ -213,46 +214,46 @@ class Memories:
         m.price[at] = self._compute.experts_in_all(*key)
 
 
-def _tables(shape: Shape, tile: int, laid: Laid) -> kernel.Tables:
+def _tables(shape: Shape, tile: int, laid: Laid) -> t.Tables:
     gpus, experts = laid.routes.shape
     layers, slots = laid.pool.layers, laid.pool.slots
     policy = POLICIES[laid.maker]
     shared = shape.microbatches * shape.chunks
-    lfu = (gpus, layers, experts) if policy == kernel.LFU else (0, 0, 0)
-    arc = (gpus, layers, experts) if policy == kernel.ARC else (0, 0, 0)
+    lfu = (gpus, layers, experts) if policy == t.LFU else (0, 0, 0)
+    arc = (gpus, layers, experts) if policy == t.ARC else (0, 0, 0)
     aging = laid.maker is eviction.lfu_aging
-    of = np.zeros(kernel.FIXED, dtype=np.int64)
+    of = np.zeros(t.FIXED, dtype=np.int64)
     for at, value in (
-        (kernel.GPUS, gpus),
-        (kernel.LAYERS, layers),
-        (kernel.EXPERTS, experts),
-        (kernel.SLOTS, slots),
-        (kernel.SHARED, shared),
-        (kernel.MICROBATCHES, shape.microbatches),
-        (kernel.KINDS, shape.kinds),
-        (kernel.ALL_LAYERS, shape.layers),
-        (kernel.DENSE, shape.layers - layers),
-        (kernel.GATES, shape.gates),
-        (kernel.RESIDENT_FIRST, laid.resident_first),
-        (kernel.POLICY, policy),
-        (kernel.HALVE, eviction.AGE_AFTER * slots if aging else 0),
-        (kernel.TILE, tile),
-        (kernel.DEPTH, laid.depth),
+        (t.GPUS, gpus),
+        (t.LAYERS, layers),
+        (t.EXPERTS, experts),
+        (t.SLOTS, slots),
+        (t.SHARED, shared),
+        (t.MICROBATCHES, shape.microbatches),
+        (t.KINDS, shape.kinds),
+        (t.ALL_LAYERS, shape.layers),
+        (t.DENSE, shape.layers - layers),
+        (t.GATES, shape.gates),
+        (t.RESIDENT_FIRST, laid.resident_first),
+        (t.POLICY, policy),
+        (t.HALVE, eviction.AGE_AFTER * slots if aging else 0),
+        (t.TILE, tile),
+        (t.DEPTH, laid.depth),
     ):
         of[at] = value
     every = gpus * layers * slots
     wishes = shape.microbatches * laid.depth * slots
     held = np.full((every, 4), -1, dtype=np.int32)
-    held[:, kernel.USED_BY] = 0
+    held[:, t.USED_BY] = 0
     arc_i = np.zeros((*arc[:2], 9), dtype=np.int64)
-    arc_i[..., kernel.INTO] = -1
+    arc_i[..., t.INTO] = -1
 
     def ints(*of_shape: int, fill: int = 0) -> Int32s:
         return np.full(of_shape, fill, dtype=np.int32)
 
-    return kernel.Tables(
+    return t.Tables(
         of=of,
-        at=np.zeros(kernel.PLACES, dtype=np.int64),
+        at=np.zeros(t.PLACES, dtype=np.int64),
         slot_of=ints(gpus, layers, experts, fill=-1),
         held=held,
         kernels=ints(every, shared),

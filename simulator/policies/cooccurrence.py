@@ -1,4 +1,4 @@
-"""The counting loop of the learned prefetcher, compiled."""
+"""The counting of the learned prefetcher and what follows from it, compiled."""
 
 from __future__ import annotations
 
@@ -29,3 +29,30 @@ def count_transitions(
                 b = after[token, j]
                 if b >= 0:
                     counts[a, b] += 1.0
+
+
+@compiled
+def follow(
+    expected: NDArray[np.float64],
+    uses: NDArray[np.float32],
+    counts: NDArray[np.float32],
+    k: int,
+    after: NDArray[np.float64],
+) -> None:
+    """From rows `expected` [groups, experts] in a layer those of the layer after it, into `after`.
+
+    A row of expert a votes for b with counts[a, b] / (uses[a] + 1); a token has k such votes, and
+    their mean counts. Sums are taken in the order of the experts, on every machine.
+    """
+    one = np.float32(1.0)
+    groups, experts = expected.shape
+    for group in range(groups):
+        for b in range(experts):
+            after[group, b] = 0.0
+        for a in range(experts):
+            if expected[group, a] > 0.0:
+                share = expected[group, a] / np.float32(uses[a] + one)
+                for b in range(experts):
+                    after[group, b] += share * counts[a, b]
+        for b in range(experts):
+            after[group, b] /= k

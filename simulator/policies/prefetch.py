@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.policies.cooccurrence import count_transitions
+from simulator.policies.cooccurrence import count_transitions, follow
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float32]
@@ -121,10 +121,11 @@ def markov(setup: Setup) -> Prefetcher:
     def predict(past: Past, _: Future | None) -> list[list[int]]:
         if past.before is not None and past.ahead == 1:
             count_transitions(past.before, past.ids, counts[past.layer - 1], uses[past.layer - 1])
-        expected = members @ past.rows  # [groups, experts]
+        expected = (members @ past.rows).astype(np.float64)  # [groups, experts]
         for layer in range(past.layer, past.layer + past.ahead):
-            # A token votes once through each of its k experts: the mean of the votes is its chance.
-            expected = (expected / (uses[layer] + 1.0)) @ counts[layer] / past.ids.shape[1]
+            after = np.empty_like(expected)
+            follow(expected, uses[layer], counts[layer], past.ids.shape[1], after)
+            expected = after
         wanted = np.where(_serves(setup, past), expected[setup.group], 0.0)
         return _most_wanted(setup, wanted, asked_rows)
 
