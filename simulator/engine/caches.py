@@ -58,32 +58,35 @@ def caches_of(
     workload = inputs.workload
     pool = _pool(workload)
     maker = pick("eviction", eviction.EVICTIONS, workload.eviction)
-    predictor = _prefetcher(workload, layout, pool, seed)
-    depth = predictor[2]
+    predictor, predicting, depth = _predictor(workload, layout, pool, seed)
     routes = _routes(layout, roads)
     wire_bytes = roads.copy_wire_bytes * pool.expert_bytes
     yields = workload.prefetch_yields == "shared-links"
     lend = bool((roads.from_peer >= 0).any())
-    known = parse_choice(workload.prefetch, "prefetch").name in prefetch.PREFETCHERS
+    told = predictor in {prefetch.PREFETCHERS[name] for name in prefetch.ORACLES}
+    known = predictor is None or predictor in prefetch.PREFETCHERS.values()
     if known and suits(maker, pool, lend, yields):
         first = workload.expert_order == "resident-first"
-        laid = Laid(maker, pool, routes, wire_bytes, first, depth)
-        return Caches(Memories(driver, shape, compute, laid), (), *predictor)
+        laid = Laid(maker, pool, routes, wire_bytes, first, predictor, predicting, depth)
+        memories = Memories(driver, shape, compute, laid)
+        if predictor is None or memories.predicts:
+            return Caches(memories)
+        return Caches(memories, (), predictor(predicting), told, depth)
     seeing = maker in {eviction.EVICTIONS[name] for name in eviction.ORACLES}
     foresights = [Foresight(pool.layers) for _ in range(layout.gpus if seeing else 0)]
     every = eviction.Setup(pool.layers, workload.model.moe.experts, pool.slots, pool.pooled)
     links = _links_of(roads.routes) if yields else None
-    memories = []
+    each = []
     for gpu in range(layout.gpus):
         future = foresights[gpu] if seeing else None
         setup = every if future is None else every._replace(next_use=future.next_use)
         sources = Sources([routes[gpu].tolist()] * pool.layers, wire_bytes.tolist(), links)
         stream = 2 * layout.gpus + gpu
-        memories.append(
-            ExpertMemory(driver, stream, pool, sources, eviction.made(maker, setup), future)
-        )
-    _introduce(memories, roads, links)
-    return Caches(OneByOne(memories, depth), foresights, *predictor)
+        evict = eviction.made(maker, setup)
+        each.append(ExpertMemory(driver, stream, pool, sources, evict, future))
+    _introduce(each, roads, links)
+    prefetcher = None if predictor is None else predictor(predicting)
+    return Caches(OneByOne(each, depth), foresights, prefetcher, told, depth)
 
 
 def notes_of(workload: Workload, layout: Layout, roads: Roads) -> list[str]:
@@ -166,13 +169,11 @@ def _introduce(
         ]
 
 
-def _prefetcher(
+def _predictor(
     workload: Workload, layout: Layout, pool: Pool, seed: int
-) -> tuple[prefetch.Prefetcher | None, bool, int]:
-    """The prefetcher, whether it is clairvoyant, and how many layers ahead it is asked for."""
+) -> tuple[prefetch.Maker | None, prefetch.Setup, int]:
+    """The maker of the prefetcher, what it may know, and for how many layers ahead it is asked."""
     choice = parse_choice(workload.prefetch, "prefetch")
-    if choice.name == "none":
-        return None, False, 1
     every = np.arange(layout.gpus, dtype=np.int32)
     experts = workload.model.moe.experts
     setup = prefetch.Setup(
@@ -184,9 +185,9 @@ def _prefetcher(
         argument=choice.argument,
         rng=np.random.default_rng([seed, crc32(b"prefetch")]),
     )
-    maker = pick("prefetch", prefetch.PREFETCHERS, choice.name)
+    if choice.name == "none":
+        return None, setup, 1
     depth = workload.prefetch_depth
     if choice.name == "oracle" and choice.argument is not None:
         depth = int(choice.argument)
-    known = {prefetch.PREFETCHERS[name] for name in prefetch.ORACLES}
-    return maker(setup), maker in known, depth
+    return pick("prefetch", prefetch.PREFETCHERS, choice.name), setup, depth

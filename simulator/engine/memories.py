@@ -21,7 +21,7 @@ from simulator.engine.parts import MicroBatch
 from simulator.engine.shape import Shape
 from simulator.engine.slots import Pool, Told
 from simulator.model.compute import ComputeModel
-from simulator.policies import eviction
+from simulator.policies import eviction, prefetch
 
 Floats = NDArray[np.float64]
 Int32s = NDArray[np.int32]
@@ -32,6 +32,11 @@ POLICIES = {
     eviction.lfu_aging: t.LFU,
     eviction.arc: t.ARC,
     eviction.least_stale: t.LRU,  # the same where every layer has slots of its own
+}
+PREDICTORS = {
+    prefetch.oracle: t.ORACLE,
+    prefetch.popularity: t.POPULARITY,
+    prefetch.markov: t.MARKOV,
 }
 FEW_PRICES, MOST_PRICES = 64, 1 << 17  # places for the times of grouped kernels
 
@@ -48,7 +53,8 @@ class Laid(NamedTuple):
     """How the memories work: what is known of them before the first step.
 
     routes: int32 [gpus, experts], of each expert's weights, -1: held for good; wire_bytes:
-    float64 [routes], of an expert; depth: for how many layers ahead a prefetcher is asked.
+    float64 [routes], of an expert; predictor: its maker, None if there is none; predicting: what it
+    may know; depth: for how many layers ahead it is asked.
     """
 
     maker: eviction.Maker
@@ -56,6 +62,8 @@ class Laid(NamedTuple):
     routes: Int32s
     wire_bytes: Floats
     resident_first: bool
+    predictor: prefetch.Maker | None
+    predicting: prefetch.Setup
     depth: int
 
 
@@ -72,10 +80,14 @@ class Memories:
         driver.advance = self._advance
 
     def lay(
-        self, step: int, microbatches: Sequence[MicroBatch], accesses: NDArray[np.int64]
+        self,
+        step: int,
+        microbatches: Sequence[MicroBatch],
+        recorded: Sequence[int],
+        accesses: NDArray[np.int64],
     ) -> None:
-        """Take a step's routing, after the driver has; accesses: int64 [gpus, layers, 5], where
-        they are counted.
+        """Take a step's routing, after the driver has; recorded: [layers], the recorded layer of
+        each MoE layer; accesses: int64 [gpus, all layers, 5], where they are counted.
         """
         of, m = self._shape, self.tables
         chunks = [tables for batch in microbatches for tables in batch.chunks]
@@ -99,10 +111,25 @@ class Memories:
             kernel_f=_of_length(m.kernel_f, kernels, False),
             accesses=accesses,
         )
+        if m.of[t.PREDICTOR] == t.MARKOV:
+            ids = [batch.ids for batch in microbatches]
+            self.tables = self.tables._replace(
+                tokens=np.concatenate(ids), token_ptr=np.cumsum([0, *map(len, ids)])
+            )
+            m.recorded[:] = recorded
         m.at[t.STEP] = step
         m.at[t.KERNELS] = 0
         m.at[t.IDS] = 0
         self._make_room()
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it decides what gates ask for; else there is no prefetcher, or it is Python's."""
+        return bool(self.tables.of[t.PREDICTOR] != t.ELSEWHERE)
+
+    def decides(self, op: int) -> bool:
+        """Whether it decides on the end of an operation."""
+        return bool(op < self.tables.of[t.FOR_PYTHON])
 
     def decide(self, op: int) -> None:
         """Decide on an operation that ended, or a copy stream (-1 - stream) that fell idle."""
@@ -122,15 +149,13 @@ class Memories:
         """
         m = self.tables
         slots = int(m.of[t.SLOTS])
-        number = np.array([min(len(experts), slots) for experts in wanted], dtype=np.int32)
-        asked = np.zeros((len(wanted), slots), dtype=np.int16)
+        m.idle[:] = at_once
+        m.wanted_n[:] = [min(len(experts), slots) for experts in wanted]
         first = chain.from_iterable(experts[:slots] for experts in wanted)
-        asked[np.arange(slots) < number[:, None]] = np.fromiter(first, dtype=np.int16)
+        m.wanted[np.arange(slots) < m.wanted_n[:, None]] = np.fromiter(first, dtype=np.int16)
         if m.at[t.IDS] < len(wanted) or m.at[t.STAYS] + len(wanted) > len(m.stay_i):
             self._make_room()
-        kernel.prefetch(
-            *self._driver.buffers, microbatch, since, layer, asked, number, at_once, self.tables
-        )
+        kernel.prefetch(*self._driver.buffers, microbatch, since, layer, self.tables)
 
     def kernels(self) -> tuple[Int32s, Floats]:
         """The step's expert kernels so far (`memory_tables`: kernel_i, kernel_f)."""
@@ -221,6 +246,13 @@ def _tables(shape: Shape, tile: int, laid: Laid) -> t.Tables:
     shared = shape.microbatches * shape.chunks
     lfu = (gpus, layers, experts) if policy == t.LFU else (0, 0, 0)
     arc = (gpus, layers, experts) if policy == t.ARC else (0, 0, 0)
+    made = laid.predicting
+    groups = int(made.group.max()) + 1
+    predictor = (
+        t.ELSEWHERE if laid.predictor is None else PREDICTORS.get(laid.predictor, t.ELSEWHERE)
+    )
+    markov = (layers, experts, experts) if predictor == t.MARKOV else (0, 0, 0)
+    taken = (layers, groups, experts) if predictor == t.POPULARITY else (0, 0, 0)
     aging = laid.maker is eviction.lfu_aging
     of = np.zeros(t.FIXED, dtype=np.int64)
     for at, value in (
@@ -239,6 +271,8 @@ def _tables(shape: Shape, tile: int, laid: Laid) -> t.Tables:
         (t.HALVE, eviction.AGE_AFTER * slots if aging else 0),
         (t.TILE, tile),
         (t.DEPTH, laid.depth),
+        (t.PREDICTOR, predictor),
+        (t.FOR_PYTHON, shape.heads if predictor else shape.gates),
     ):
         of[at] = value
     every = gpus * layers * slots
@@ -283,6 +317,19 @@ def _tables(shape: Shape, tile: int, laid: Laid) -> t.Tables:
         ptr=np.zeros(1, dtype=np.int64),
         came=np.zeros((0, gpus), dtype=np.int64),
         table_of=ints(0, 0, 0),
+        tokens=np.zeros((0, 0, 0), dtype=np.int16),
+        token_ptr=np.zeros(1, dtype=np.int64),
+        recorded=ints(layers),
+        group=made.group,
+        serves=np.ascontiguousarray(made.serves),
+        pairs=np.zeros(markov, dtype=np.float32),
+        took=np.zeros(markov[:2], dtype=np.float32),
+        taken=np.zeros(taken, dtype=np.int64),
+        expected=np.zeros((groups, experts)),
+        after=np.zeros((groups, experts)),
+        wanted=np.zeros((gpus, slots), dtype=np.int16),
+        wanted_n=ints(gpus),
+        idle=np.zeros(gpus, dtype=np.bool_),
         alone=np.zeros((1, 3)),
         **_prices(FEW_PRICES),
         kernel_i=ints(0, 8),
@@ -295,6 +342,7 @@ def _tables(shape: Shape, tile: int, laid: Laid) -> t.Tables:
         mine_rows=ints(experts),
         fetches=ints(experts),
         own=ints(experts),
+        rank=np.zeros(slots),
     )
 
 

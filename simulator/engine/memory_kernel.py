@@ -10,15 +10,16 @@ The tables are those of `simulator.engine.memory_tables`.
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from simulator.compiled import inlined, on_top_of
-from simulator.engine import core, eviction_kernel
+from simulator.engine import core, eviction_kernel, prediction_kernel
 from simulator.engine import memory_tables as t
 from simulator.engine.eviction_kernel import is_idle, loaded, seen, victim
+from simulator.engine.prediction_kernel import learn, predict
 from simulator.engine.shape import CHUNK, PER_CHUNK
+from simulator.policies import cooccurrence
 from simulator.policies.eviction import AHEAD, HIT, LATE, MISS
+
+CALLED = (core, eviction_kernel, prediction_kernel, cooccurrence, t)  # files of what is called here
 
 # --- slots
 
@@ -400,13 +401,12 @@ def _wish(
     microbatch: int,
     since: int,
     layer: int,
-    wanted: t.Shorts,
-    count: int,
-    at_once: bool,
     now: float,
 ) -> None:
-    """Put wishes for a layer in place of those that they replace."""
+    """Put wishes for a layer, of what is `wanted`, in place of those that they replace."""
     wish_i = m.wish_i
+    wanted = m.wanted
+    count = m.wanted_n[gpu]
     new = 0
     for i in range(count):
         expert = wanted[gpu, i]
@@ -436,7 +436,7 @@ def _wish(
         wish_i[gpu, place + i, t.W_LAYER] = layer
         wish_i[gpu, place + i, t.W_EXPERT] = m.mine[i]
         wish_i[gpu, place + i, t.W_SINCE] = since
-        wish_i[gpu, place + i, t.W_AT_ONCE] = at_once
+        wish_i[gpu, place + i, t.W_AT_ONCE] = m.idle[gpu]
         m.wish_f[gpu, place + i] = now
     m.wishes[gpu] = kept + new
     for i in range(count):
@@ -444,13 +444,42 @@ def _wish(
     m.asked_n[gpu, microbatch, layer] = count
 
 
+@inlined
+def _ask(m: t.Tables, net: core.Net, microbatch: int, since: int, layer: int, now: float) -> None:
+    """In layer `since`, have the GPUs ask for what is `wanted` of a `layer` ahead."""
+    for gpu in range(m.of[t.GPUS]):
+        known = m.of[t.DEPTH] > 1 and m.asked_n[gpu, microbatch, layer] >= 0
+        if m.wanted_n[gpu] > 0 or known:
+            _wish(m, gpu, microbatch, since, layer, now)
+            _idle(m, net, gpu, now)
+
+
+@inlined
+def _gate(m: t.Tables, net: core.Net, gate: int, now: float) -> bool:
+    """All gates of a layer have spoken: ask for experts of the layers to come; whether there was
+    room in the tables.
+    """
+    of = m.of
+    if not _has_room(m, net, of[t.GPUS], of[t.GPUS], 0):
+        return False
+    microbatch = gate // of[t.ALL_LAYERS]
+    layer = gate % of[t.ALL_LAYERS] - of[t.DENSE]
+    learn(m, microbatch, layer)
+    for target in range(layer + 1, min(layer + of[t.DEPTH], of[t.LAYERS] - 1) + 1):
+        predict(m, microbatch, target)
+        _ask(m, net, microbatch, layer, target, now)
+    return True
+
+
 # --- what Python calls
 
 
 @inlined
 def _decide(m: t.Tables, net: core.Net, op: int) -> int:
-    """Decide on an end: tokens that came, or a copy stream (-1 - stream) that fell idle."""
+    """Decide on an end: tokens that came, a copy stream (-1 - stream) that fell idle, or a gate."""
     now = net.clock[core.PRESENT]
+    if op >= m.of[t.GATES]:
+        return 0 if _gate(m, net, op - m.of[t.GATES], now) else t.ROOM
     if op < 0:
         if not _has_room(m, net, 1, 1, 0):
             return t.ROOM
@@ -467,12 +496,13 @@ def _decide(m: t.Tables, net: core.Net, op: int) -> int:
     return 0
 
 
-@on_top_of(core, eviction_kernel, t)
+@on_top_of(*CALLED)
 def advance(
     floats: core.Floats, ints: core.Ints, counts: core.Longs, limit: float, m: t.Tables
 ) -> int:
-    """As `core.advance`, with all decisions but those of Python taken on the way: gates and the end
-    of the step. Gives `ROOM` or `PRICE` where Python must see to that and call again.
+    """As `core.advance`, with all decisions but those of Python taken on the way: on ends of
+    operations from FOR_PYTHON on. Gives `ROOM` or `PRICE` where Python must see to that and call
+    again.
     """
     net = core.inlined_views(floats, ints, counts)
     at = m.at
@@ -484,7 +514,7 @@ def advance(
             at[t.NEXT] += 1
         found = core.advance(floats, ints, counts, limit)
         for i in range(found):
-            if net.ended[i] >= m.of[t.GATES]:
+            if net.ended[i] >= m.of[t.FOR_PYTHON]:
                 return found
         if found == 0:
             return 0
@@ -492,13 +522,13 @@ def advance(
         at[t.NEXT] = 0
 
 
-@on_top_of(core, eviction_kernel, t)
+@on_top_of(*CALLED)
 def decide(floats: core.Floats, ints: core.Ints, counts: core.Longs, op: int, m: t.Tables) -> int:
     """Decide on one end; gives 0, `ROOM` or `PRICE` as `advance` does."""
     return _decide(m, core.inlined_views(floats, ints, counts), op)
 
 
-@on_top_of(core, eviction_kernel, t)
+@on_top_of(*CALLED)
 def prefetch(
     floats: core.Floats,
     ints: core.Ints,
@@ -506,31 +536,22 @@ def prefetch(
     microbatch: int,
     since: int,
     layer: int,
-    wanted: t.Shorts,
-    number: t.Ints,
-    at_once: NDArray[np.bool_],
     m: t.Tables,
 ) -> None:
-    """In layer `since`, ask for experts of a `layer` ahead: wanted int16 [gpus, slots], the first
-    `number` [gpus] of each; at_once bool [gpus]: without waiting for tokens.
+    """In layer `since`, ask for what is `wanted` of a `layer` ahead, where a GPU is `idle` without
+    waiting for tokens.
     """
     net = core.inlined_views(floats, ints, counts)
-    now = net.clock[core.PRESENT]
-    for gpu in range(m.of[t.GPUS]):
-        known = m.of[t.DEPTH] > 1 and m.asked_n[gpu, microbatch, layer] >= 0
-        if number[gpu] > 0 or known:
-            count = number[gpu]
-            _wish(m, gpu, microbatch, since, layer, wanted, count, at_once[gpu], now)
-            _idle(m, net, gpu, now)
+    _ask(m, net, microbatch, since, layer, net.clock[core.PRESENT])
 
 
-@on_top_of(core, eviction_kernel, t)
+@on_top_of(*CALLED)
 def find_price(m: t.Tables, rows: int, active: int, tiles: int, came: int) -> int:
     """Where the price of a grouped kernel is to stand."""
     return _price(m, rows, active, tiles, came)
 
 
-@on_top_of(core, eviction_kernel, t)
+@on_top_of(*CALLED)
 def end_of_step(
     floats: core.Floats,
     ints: core.Ints,

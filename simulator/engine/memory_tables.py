@@ -33,6 +33,16 @@ K: micro-batches x chunks, the most kernels that use a stay in one step):
     ptr       int64 [tables * gpus + 1]     which of them belong to a table and GPU
     came      int64 [tables, gpus]          tokens there
     table_of  int32 [microbatches, chunks, layers]
+    tokens    int16 [tokens, recorded layers, k]    markov: experts taken in this step; token_ptr
+                                    int64 [microbatches + 1]: of which; recorded int32 [layers]
+    group     int32 [gpus]          of GPUs that share their tokens' experts
+    serves    bool  [layers, gpus, E]       what a GPU may have to compute
+    pairs     float32 [layers, E, E]        markov: tokens that took both, here and in the next
+                                    layer; took float32 [layers, E]: that took the first
+    taken     int64 [layers, groups, E]     popularity: rows so far
+    expected, after float64 [groups, E]     rows of a layer, and of the one after it
+    wanted    int16 [gpus, slots]   predicted, most wanted first; how many: wanted_n int32 [gpus]
+    idle      bool  [gpus]          no tokens come to a GPU in this layer
     alone     float64 [most rows + 1, 3]    an expert by itself: seconds, FLOPs, bytes
     price_key int64 [2^n, 4], price float64 [2^n, 3]      the same of grouped kernels, hashed
     kernel_i  int32 [kernels, 8], kernel_f float64 [kernels, 3]     out: operation, expert, rows,
@@ -43,7 +53,7 @@ K: micro-batches x chunks, the most kernels that use a stay in one step):
                                     and end of the fetch (s)
     accesses  int64 [gpus, step layers, 5]  out: hits, late hits, misses, foreseen, cancelled
     ids       int32 [ops]           numbers free for operations
-    mine, mine_rows, fetches, own  int32 [E]        of one decision
+    mine, mine_rows, fetches, own  int32 [E], rank float64 [E]      of one decision
 """
 
 from __future__ import annotations
@@ -53,16 +63,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 Shorts = NDArray[np.int16]
+Singles = NDArray[np.float32]
 
 # of
 GPUS, LAYERS, EXPERTS, SLOTS, SHARED, MICROBATCHES, KINDS, ALL_LAYERS, DENSE = range(9)
-GATES, RESIDENT_FIRST, POLICY, HALVE, TILE, DEPTH = range(9, 15)
-FIXED = 15
+GATES, FOR_PYTHON, RESIDENT_FIRST, POLICY, HALVE, TILE, PREDICTOR, DEPTH = range(9, 17)
+FIXED = 17
 LRU, LFU, ARC = range(3)
+ELSEWHERE, ORACLE, POPULARITY, MARKOV = range(4)  # PREDICTOR; the first: nowhere, or in Python
 # at
 IDS, STAYS, KERNELS, FOUND, NEXT, PRICING, STEP = range(7)
 OP, MICROBATCH, CHUNK_AT, LAYER, GPU, GROUPED, FETCHES, COMING, RESIDENTS = range(7, 16)
@@ -109,7 +122,7 @@ class Tables(NamedTuple):
     accessed: Longs
     list_of: NDArray[np.int8]
     stamp: Longs
-    ahead: NDArray[np.bool_]
+    ahead: Bools
     arc_i: Longs
     arc_f: Floats
     order: Ints
@@ -117,6 +130,19 @@ class Tables(NamedTuple):
     ptr: Longs
     came: Longs
     table_of: Ints
+    tokens: Shorts
+    token_ptr: Longs
+    recorded: Ints
+    group: Ints
+    serves: Bools
+    pairs: Singles
+    took: Singles
+    taken: Longs
+    expected: Floats
+    after: Floats
+    wanted: Shorts
+    wanted_n: Ints
+    idle: Bools
     alone: Floats
     price_key: Longs
     price: Floats
@@ -130,3 +156,4 @@ class Tables(NamedTuple):
     mine_rows: Ints
     fetches: Ints
     own: Ints
+    rank: Floats

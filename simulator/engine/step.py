@@ -163,7 +163,7 @@ class Step:
         grid_f = op_f[: of.gates].reshape(*of.grid.shape, 5)
         grid_i = op_i[: of.gates].reshape(*of.grid.shape, 9)
         op_i[of.end, core.TELL] = 1
-        if m.prefetcher is not None:
+        if m.prefetcher is not None or (isinstance(m.memories, Memories) and m.memories.predicts):
             gates = op_i[of.gates : of.heads].reshape(of.microbatches, of.layers, 9)
             gates[:, m.dense :, core.TELL] = 1
         gpus = np.arange(of.gpus, dtype=np.int32)
@@ -195,7 +195,8 @@ class Step:
         self.route_bytes = sends.route_bytes
         m.driver.lay(op_f, op_i, *sends.table(), sends.collectives)
         if isinstance(m.memories, Memories):
-            m.memories.lay(self.index, self.microbatches, self.accesses)
+            recorded = self.layer_of[m.dense :]
+            m.memories.lay(self.index, self.microbatches, recorded, self.accesses)
 
     def _fill(
         self,
@@ -286,11 +287,11 @@ class Step:
         for op in ops:
             if op == of.end:
                 self._done.succeed()
+            elif isinstance(memories, Memories) and memories.decides(op):
+                memories.decide(op)
             elif op >= of.gates:
                 self._predict(*divmod(op - of.gates, of.layers))
-            elif isinstance(memories, Memories):
-                memories.decide(op)
-            elif memories is not None:
+            elif isinstance(memories, OneByOne):
                 if op < 0:
                     memories.each[-1 - op - 2 * of.gpus].idle()
                 else:

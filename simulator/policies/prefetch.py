@@ -24,6 +24,7 @@ Ids = NDArray[np.int16]
 Int32s = NDArray[np.int32]
 Longs = NDArray[np.int64]
 
+ASKED_ROWS = float(np.log(2.0))  # expected rows at which the chance of at least one is one half
 TOKENS = 4  # that `history` looks back, unless it is told otherwise (ours)
 
 
@@ -116,7 +117,6 @@ def markov(setup: Setup) -> Prefetcher:
     counts = np.zeros((setup.layers, setup.experts, setup.experts), dtype=np.float32)
     uses = np.zeros((setup.layers, setup.experts), dtype=np.float32)
     members = _members(setup)
-    asked_rows = float(np.log(2.0))  # expected rows at which that chance is one half
 
     def predict(past: Past, _: Future | None) -> list[list[int]]:
         if past.before is not None and past.ahead == 1:
@@ -127,7 +127,7 @@ def markov(setup: Setup) -> Prefetcher:
             follow(expected, uses[layer], counts[layer], past.ids.shape[1], after)
             expected = after
         wanted = np.where(_serves(setup, past), expected[setup.group], 0.0)
-        return _most_wanted(setup, wanted, asked_rows)
+        return _most_wanted(setup, wanted, ASKED_ROWS)
 
     return predict
 
