@@ -1,8 +1,8 @@
 """The expert memories of all GPUs of a run, with decisions taken in compiled code.
 
 They do what one `simulator.engine.memory.ExpertMemory` per GPU does, as far as `suits` says.
-State: `simulator.engine.memory_tables`, decisions: `memory_kernel`; here is what needs Python: room
-in the tables, the times of kernels, and each step's routing.
+State is in `simulator.engine.memory_tables`, decisions in `memory_kernel`; here is what needs
+Python: room in the tables, the times of kernels, and each step's routing.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from simulator.policies import eviction, prefetch
 Floats = NDArray[np.float64]
 Int32s = NDArray[np.int32]
 
-POLICIES = {
+POLICIES: dict[eviction.Maker, int] = {
     eviction.lru: t.LRU,
     eviction.lfu: t.LFU,
     eviction.lfu_aging: t.LFU,
     eviction.arc: t.ARC,
     eviction.least_stale: t.LRU,  # the same where every layer has slots of its own
 }
-PREDICTORS = {
+PREDICTORS: dict[prefetch.Maker | None, int] = {
     prefetch.oracle: t.ORACLE,
     prefetch.popularity: t.POPULARITY,
     prefetch.markov: t.MARKOV,
@@ -120,6 +120,7 @@ class Memories:
         m.at[t.STEP] = step
         m.at[t.KERNELS] = 0
         m.at[t.IDS] = 0
+        self._driver.room(edges=2 * kernels)  # about as many as a step adds: grown once, not often
         self._make_room()
 
     @property
@@ -248,9 +249,7 @@ def _tables(shape: Shape, tile: int, laid: Laid) -> t.Tables:
     arc = (gpus, layers, experts) if policy == t.ARC else (0, 0, 0)
     made = laid.predicting
     groups = int(made.group.max()) + 1
-    predictor = (
-        t.ELSEWHERE if laid.predictor is None else PREDICTORS.get(laid.predictor, t.ELSEWHERE)
-    )
+    predictor = PREDICTORS.get(laid.predictor, t.ELSEWHERE)
     markov = (layers, experts, experts) if predictor == t.MARKOV else (0, 0, 0)
     taken = (layers, groups, experts) if predictor == t.POPULARITY else (0, 0, 0)
     aging = laid.maker is eviction.lfu_aging

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,30 @@ from simulator.runfiles import spans
 
 Records = NDArray[np.void]
 
+_PLAIN = np.dtype((np.void, spans.RECORD.itemsize))
+
 
 def read_spans(step: Step) -> Records:
     """Compute and communication spans of a step, in order of completion (dtype `spans.RECORD`)."""
-    return _in_order(np.concatenate([_grid(step), _heads(step), _kernels(step)]))
+    return _in_order(_joined([*_grid(step), _heads(step), _kernels(step)]))
+
+
+def _joined(parts: Sequence[Records]) -> Records:
+    # As plain bytes: numpy copies records with fields one field of one record at a time.
+    return np.concatenate([part.view(_PLAIN) for part in parts]).view(spans.RECORD)
+
+
+def _chosen(records: Records, which: NDArray[Any]) -> Records:
+    """Records by number, or those for which `which` is true."""
+    chosen: Records = records.view(_PLAIN)[which].view(spans.RECORD)
+    return chosen
 
 
 def _in_order(records: Records) -> Records:
     """Records in order of completion, without those too short for the clock to show."""
-    records = records[records["end_s"] > records["start_s"]]
-    return records[np.lexsort((records["gpu"], records["start_s"], records["end_s"]))]
+    records = _chosen(records, records["end_s"] > records["start_s"])
+    order = np.lexsort((records["gpu"], records["start_s"], records["end_s"]))
+    return _chosen(records, order)
 
 
 def read_fetches(told: Told, dense: int, expert_bytes: float, origin: NDArray[np.int32]) -> Records:
@@ -84,7 +99,7 @@ def _peers(step: Step, ops: NDArray[Any]) -> NDArray[np.int32]:
     return np.where(cause >= 0, cause % step.machine.shape.gpus, -1)
 
 
-def _grid(step: Step) -> Records:
+def _grid(step: Step) -> list[Records]:
     of = step.machine.shape
     net = step.machine.driver.net
     kind_of = _span_kinds(of)
@@ -107,8 +122,8 @@ def _grid(step: Step) -> Records:
         records["bytes"] = step.work[index, layer, kind, gpu, 1]
         records["rows"] = step.rows[index, layer, kind, gpu]
         # Who sends for others may send nothing itself.
-        found.append(records[records["rows"] > 0] if sends else records)
-    return np.concatenate(found)
+        found.append(_chosen(records, records["rows"] > 0) if sends else records)
+    return found
 
 
 def _as_a_whole(
