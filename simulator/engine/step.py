@@ -223,52 +223,64 @@ class Step:
         chunk: int,
         tables: list[LayerTable],
     ) -> None:
-        """The expert part of a chunk; layers that have the same table at once."""
+        """The expert part of a chunk: what tables say, put where layers have them."""
         m = self.machine
         of = m.shape
-        table_of = np.array(self.table_of)
+        table_of = np.array(self.table_of[m.dense :])
+        sparse = slice(m.dense, None)
+        times = np.bincount(table_of).tolist()
         gpus = np.arange(of.gpus, dtype=np.int32)
-        for number, table in enumerate(tables):
-            layers = np.flatnonzero(table_of == number)
-            arrive = of.kind(chunk, shape.RECEIVE_DISPATCH)
-            for pairs, sending, send, receive in (
-                (table.pairs, m.dispatch, shape.SEND_DISPATCH, shape.RECEIVE_DISPATCH),
-                (table.pairs.T, m.combine, shape.SEND_COMBINE, shape.RECEIVE_COMBINE),
-            ):
-                kind, receiver = of.kind(chunk, send), of.kind(chunk, receive)
-                landed = of.abroad if send == shape.SEND_DISPATCH else None
-                sent = pairs.sum(axis=1)
-                sends_some = sent > 0
-                block = grid_i[index, layers[0], kind].copy()
+        abroad = of.abroad
+        dispatched = [table.pairs for table in tables]
+        combined = [table.pairs.T for table in tables]
+        ways = (
+            (dispatched, m.dispatch, shape.SEND_DISPATCH, shape.RECEIVE_DISPATCH, abroad),
+            (combined, m.combine, shape.SEND_COMBINE, shape.RECEIVE_COMBINE, None),
+        )
+        row = np.empty((len(ways), len(tables), of.gpus), dtype=np.int32)
+        for number, often in enumerate(times):
+            for way, (every, sending, _, _, landed) in enumerate(ways):
                 if of.whole:
-                    first, sender = np.array([-1]), sends_some.reshape(-1, of.whole).any(axis=1)
-                    sends_some[:: of.whole] |= sender
-                    block[:, core.ROW] = sends.add_whole(pairs, sending, layers.size)
+                    row[way, number] = sends.add_whole(every[number], sending, often)
                 else:
-                    first = of.grid[index, layers, receiver, 0]
-                    block[:, core.ROW] = sends.add(pairs, sending, layers.size, landed) + gpus
-                    block[:, core.CAUSE] = gpus
-                    waits = np.count_nonzero(pairs, axis=0)
-                    if landed is not None:
-                        landing = np.count_nonzero(np.where(landed, pairs, 0), axis=0)
-                        waits -= landing
-                        where_landed = of.kind(chunk, shape.LANDED)
-                        grid_i[index, layers, where_landed, :, core.WAITS] += landing
-                    grid_i[index, layers, receiver, :, core.WAITS] += waits
-                block[sends_some, core.KIND] = core.SEND
-                block[:, core.STREAM] = np.where(sends_some, of.gpus + gpus, -1)
-                grid_i[index, layers, kind] = block
-                grid_i[index, layers, kind, :, core.RECEIVER] = first[:, None]
-                delay_s = np.where(sends_some, sending.delay_s, 0.0)
-                grid_f[index, layers, kind, :, core.DELAY] = delay_s
-                self.work[index, layers, kind, :, 1] = sent * sending.token_bytes
-                self.rows[index, layers, kind] = sent
-            total = table.rows.sum(axis=1)
-            if m.memories is not None:
-                # The experts wait until `_tokens_arrived` has decided.
-                grid_i[index, layers, arrive, :, core.TELL] = total > 0
-                grid_i[index, layers, arrive + 1, :, core.WAITS] += total > 0
-                continue
+                    row[way, number] = sends.add(every[number], sending, often, landed) + gpus
+        for way, (every, sending, send, receive, landed) in enumerate(ways):
+            kind, receiver = of.kind(chunk, send), of.kind(chunk, receive)
+            sent = np.array([pairs.sum(axis=1) for pairs in every])
+            sends_some = sent > 0
+            block = np.tile(grid_i[index, m.dense, kind], (len(tables), 1, 1))
+            block[..., core.ROW] = row[way]
+            if of.whole:
+                sender = sends_some.reshape(len(tables), -1, of.whole).any(axis=2)
+                sends_some[:, :: of.whole] |= sender
+            else:
+                block[..., core.CAUSE] = gpus
+                waits = np.array([np.count_nonzero(pairs, axis=0) for pairs in every])
+                if landed is not None:
+                    there = [np.count_nonzero(np.where(landed, p, 0), axis=0) for p in every]
+                    landing = np.array(there)
+                    waits -= landing
+                    where_landed = of.kind(chunk, shape.LANDED)
+                    grid_i[index, sparse, where_landed, :, core.WAITS] += landing[table_of]
+                grid_i[index, sparse, receiver, :, core.WAITS] += waits[table_of]
+            block[sends_some, core.KIND] = core.SEND
+            block[..., core.STREAM] = np.where(sends_some, of.gpus + gpus, -1)
+            grid_i[index, sparse, kind] = block[table_of]
+            first = -1 if of.whole else of.grid[index, sparse, receiver, :1]
+            grid_i[index, sparse, kind, :, core.RECEIVER] = first
+            delay_s = np.where(sends_some, sending.delay_s, 0.0)
+            grid_f[index, sparse, kind, :, core.DELAY] = delay_s[table_of]
+            self.work[index, sparse, kind, :, 1] = (sent * sending.token_bytes)[table_of]
+            self.rows[index, sparse, kind] = sent[table_of]
+        total = np.array([table.rows.sum(axis=1) for table in tables])
+        if m.memories is not None:
+            # The experts wait until somebody has decided.
+            arrive, some = of.kind(chunk, shape.RECEIVE_DISPATCH), (total > 0)[table_of]
+            grid_i[index, sparse, arrive, :, core.TELL] = some
+            grid_i[index, sparse, arrive + 1, :, core.WAITS] += some
+            return
+        for number, table in enumerate(tables):
+            layers = m.dense + np.flatnonzero(table_of == number)
             active = np.count_nonzero(table.rows, axis=1)
             self.accesses[:, layers, HIT] += active[:, None]
             work = [
@@ -277,7 +289,7 @@ class Step:
             ]
             for layer in layers.tolist():
                 where = (index, slice(layer, layer + 1), of.kind(chunk, shape.EXPERTS))
-                self._fill(grid_f, grid_i, where, work, total)
+                self._fill(grid_f, grid_i, where, work, total[number])
 
     # --- while it runs: decisions
 
