@@ -68,7 +68,8 @@ class Driver:
         net.edge_to[:] = edges[:, 1]
         net.more_head[:] = -1
         self._free_rows(0, 256)
-        self._ids: list[int] = list(range(laid, laid + 256))[::-1]
+        self._laid_free = np.arange(laid + 255, laid - 1, -1, dtype=np.int32)
+        self._ids: list[int] = []  # free numbers beside those
 
     def lay(
         self,
@@ -113,7 +114,8 @@ class Driver:
         # What was added and has ended is known to nobody any more: its numbers are free.
         live = net.op_f[laid:, core.END] < 0.0
         live &= net.op_i[laid:, core.KIND] == core.FETCH
-        self._ids = (laid + np.flatnonzero(~live))[::-1].tolist()
+        self._laid_free = (laid + np.flatnonzero(~live))[::-1].astype(np.int32)
+        self._ids = []
 
     def _lay_routes(self, added: Wires) -> None:
         """Put routes after those of the wires, in place of what stood there."""
@@ -135,6 +137,9 @@ class Driver:
 
     def ids(self, number: int) -> list[int]:
         """Take numbers for operations to `add`; they are free again at the next `lay`."""
+        if len(self._ids) < number:
+            self._ids = self._laid_free.tolist() + self._ids
+            self._laid_free = self._laid_free[:0]
         while len(self._ids) < number:
             have = int(self.net.counts[core.OPS])
             self._need({core.OPS: have + 1})
@@ -143,9 +148,11 @@ class Driver:
         del self._ids[-number:]
         return taken
 
-    def ids_left(self, least: int) -> list[int]:
-        """Take all free numbers, at least so many."""
-        return self.ids(max(least, len(self._ids)))
+    def ids_left(self, least: int) -> Ints:
+        """Take all free numbers, at least so many, int32."""
+        found, self._laid_free = self._laid_free, self._laid_free[:0]
+        more = self.ids(max(least - len(found), len(self._ids)))
+        return np.concatenate([found, np.array(more, dtype=np.int32)])
 
     def release(self, op: int) -> None:
         """An added operation has ended and nothing waits for it: its number is free again."""

@@ -213,8 +213,7 @@ class Memories:
         driver.room(edges=most * (int(m.of[t.SHARED]) + 3) + 1)
         left = int(m.at[t.IDS])
         if left < max(2 * most + 2, gpus):
-            found = driver.ids_left(max(2 * most + 2, gpus))
-            ids = np.concatenate([m.ids[:left], np.array(found, dtype=np.int32)])
+            ids = np.concatenate([m.ids[:left], driver.ids_left(max(2 * most + 2, gpus))])
             self.tables = m._replace(ids=ids)
             m.at[t.IDS] = len(ids)
 

@@ -272,7 +272,7 @@ class AccessWriter(TableStream):
 
     def __init__(self, path: Path) -> None:
         """Open `path` for writing (OSError if that cannot be done)."""
-        self._held: list[pa.RecordBatch] = []
+        self._held: list[tuple[Column, ...]] = []
         self._rows = 0
         self._writer = pq.ParquetWriter(
             path, ACCESS_SCHEMA, compression="zstd", compression_level=1
@@ -294,15 +294,16 @@ class AccessWriter(TableStream):
         """
         none = np.zeros(len(gpu), dtype=np.int64)
         more = (none if column is None else column for column in (foreseen, cancelled))
-        columns = (np.full(len(gpu), step), gpu, layer, hit, late, miss, *more)
-        self._held.append(batch(ACCESS_SCHEMA, columns))
+        self._held.append((np.full(len(gpu), step), gpu, layer, hit, late, miss, *more))
         self._rows += len(gpu)
         if self._rows >= BLOCK_ROWS:
             self._flush()
 
     def _flush(self) -> None:
         if self._rows:
-            self._writer.write_table(pa.Table.from_batches(self._held), row_group_size=self._rows)
+            columns = [np.concatenate(pieces) for pieces in zip(*self._held, strict=True)]
+            table = pa.Table.from_batches([batch(ACCESS_SCHEMA, columns)])
+            self._writer.write_table(table, row_group_size=self._rows)
         self._held.clear()
         self._rows = 0
 
