@@ -74,7 +74,7 @@ def _units(network: str) -> tuple[float, float]:
             simulate(inputs, directory, seed=0)
             seconds.append(time.process_time() - begun)
     within = [(core, "advance"), (core, "add")]
-    within += [(memory_kernel, name) for name in ("advance", "decide", "prefetch", "end_of_step")]
+    within += [(memory_kernel, name) for name in ("advance", "end_of_step")]
     kept = [getattr(module, name) for module, name in within]
     for (module, name), function in zip(within, kept, strict=True):
         setattr(module, name, timed(function))

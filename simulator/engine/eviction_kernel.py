@@ -26,26 +26,33 @@ def seen(m: t.Tables, gpu: int, layer: int, expert: int, what: int) -> None:
 
 
 @inlined
-def _arc_put(m: t.Tables, gpu: int, layer: int, expert: int, which: int) -> None:
+def _arc_put(
+    arc_i: t.Longs,
+    list_of: t.Tiny,
+    stamp: t.Longs,
+    gpu: int,
+    layer: int,
+    expert: int,
+    which: int,
+) -> None:
     """Put an expert at the young end of a list of ARC, -1: of none, out of that in which it is."""
-    arc_i = m.arc_i
-    was = m.list_of[gpu, layer, expert]
+    was = list_of[gpu, layer, expert]
     if was >= 0:
         arc_i[gpu, layer, was] -= 1
-    m.list_of[gpu, layer, expert] = which
+    list_of[gpu, layer, expert] = which
     if which >= 0:
         arc_i[gpu, layer, which] += 1
         arc_i[gpu, layer, t.CLOCK] += 1
-        m.stamp[gpu, layer, expert] = arc_i[gpu, layer, t.CLOCK]
+        stamp[gpu, layer, expert] = arc_i[gpu, layer, t.CLOCK]
 
 
 @inlined
-def _arc_oldest(m: t.Tables, gpu: int, layer: int, which: int) -> int:
+def _arc_oldest(list_of: t.Tiny, stamp: t.Longs, gpu: int, layer: int, which: int) -> int:
     """The expert at the old end of a list of ARC that is not empty."""
     oldest = -1
-    for expert in range(m.of[t.EXPERTS]):
-        if m.list_of[gpu, layer, expert] == which and (
-            oldest < 0 or m.stamp[gpu, layer, expert] < m.stamp[gpu, layer, oldest]
+    for expert in range(list_of.shape[2]):
+        if list_of[gpu, layer, expert] == which and (
+            oldest < 0 or stamp[gpu, layer, expert] < stamp[gpu, layer, oldest]
         ):
             oldest = expert
     return oldest
@@ -54,17 +61,21 @@ def _arc_oldest(m: t.Tables, gpu: int, layer: int, which: int) -> int:
 @inlined
 def _arc_seen(m: t.Tables, gpu: int, layer: int, expert: int, what: int) -> None:
     arc_i = m.arc_i
+    list_of = m.list_of
+    stamp = m.stamp
     arc_f = m.arc_f
     capacity = m.of[t.SLOTS]
     into = arc_i[gpu, layer, t.INTO]
     if into >= 0:
-        _arc_put(m, gpu, layer, into, arc_i[gpu, layer, t.INTO_LIST])
+        _arc_put(arc_i, list_of, stamp, gpu, layer, into, arc_i[gpu, layer, t.INTO_LIST])
         arc_i[gpu, layer, t.INTO] = -1
     arc_i[gpu, layer, t.FROM_B2] = 0
     arc_i[gpu, layer, t.FORGET] = 0
-    which = m.list_of[gpu, layer, expert]
+    which = list_of[gpu, layer, expert]
     if what in (HIT, LATE):
-        _arc_put(m, gpu, layer, expert, t.T1 if m.ahead[gpu, layer, expert] else t.T2)
+        _arc_put(
+            arc_i, list_of, stamp, gpu, layer, expert, t.T1 if m.ahead[gpu, layer, expert] else t.T2
+        )
         m.ahead[gpu, layer, expert] = False
         return
     arc_i[gpu, layer, t.INTO] = expert
@@ -73,15 +84,15 @@ def _arc_seen(m: t.Tables, gpu: int, layer: int, expert: int, what: int) -> None
     if what == AHEAD:
         m.ahead[gpu, layer, expert] = True
         if which in (t.B1, t.B2):
-            _arc_put(m, gpu, layer, expert, -1)
+            _arc_put(arc_i, list_of, stamp, gpu, layer, expert, -1)
     elif which == t.B1:
         arc_f[gpu, layer] = min(arc_f[gpu, layer] + max(b2 / b1, 1.0), float(capacity))
-        _arc_put(m, gpu, layer, expert, -1)
+        _arc_put(arc_i, list_of, stamp, gpu, layer, expert, -1)
         arc_i[gpu, layer, t.INTO_LIST] = t.T2
         return
     elif which == t.B2:
         arc_f[gpu, layer] = max(arc_f[gpu, layer] - max(b1 / b2, 1.0), 0.0)
-        _arc_put(m, gpu, layer, expert, -1)
+        _arc_put(arc_i, list_of, stamp, gpu, layer, expert, -1)
         arc_i[gpu, layer, t.FROM_B2] = 1
         arc_i[gpu, layer, t.INTO_LIST] = t.T2
         return
@@ -91,17 +102,23 @@ def _arc_seen(m: t.Tables, gpu: int, layer: int, expert: int, what: int) -> None
     t1 = arc_i[gpu, layer, t.T1]
     if t1 + b1 >= capacity:
         if b1 > 0:
-            _arc_put(m, gpu, layer, _arc_oldest(m, gpu, layer, t.B1), -1)
+            _arc_put(
+                arc_i, list_of, stamp, gpu, layer, _arc_oldest(list_of, stamp, gpu, layer, t.B1), -1
+            )
         else:
             arc_i[gpu, layer, t.FORGET] = 1
     elif b2 > 0 and t1 + b1 + b2 + arc_i[gpu, layer, t.T2] >= 2 * capacity:
-        _arc_put(m, gpu, layer, _arc_oldest(m, gpu, layer, t.B2), -1)
+        _arc_put(
+            arc_i, list_of, stamp, gpu, layer, _arc_oldest(list_of, stamp, gpu, layer, t.B2), -1
+        )
 
 
 @inlined
 def _arc_victim(m: t.Tables, net: core.Net, gpu: int, layer: int, idle: bool) -> int:
     """As `_Arc.choose` of `simulator.policies.eviction`."""
     arc_i = m.arc_i
+    list_of = m.list_of
+    stamp = m.stamp
     first = (gpu * m.of[t.LAYERS] + layer) * m.of[t.SLOTS]
     once = -1
     again = -1
@@ -109,11 +126,11 @@ def _arc_victim(m: t.Tables, net: core.Net, gpu: int, layer: int, idle: bool) ->
         expert = m.held[slot, t.EXPERT]
         if idle and not is_idle(m, net, gpu, layer, slot):
             continue
-        stamp = m.stamp[gpu, layer, expert]
-        if m.list_of[gpu, layer, expert] == t.T1:
-            if once < 0 or stamp < m.stamp[gpu, layer, m.held[once, t.EXPERT]]:
+        since = stamp[gpu, layer, expert]
+        if list_of[gpu, layer, expert] == t.T1:
+            if once < 0 or since < stamp[gpu, layer, m.held[once, t.EXPERT]]:
                 once = slot
-        elif again < 0 or stamp < m.stamp[gpu, layer, m.held[again, t.EXPERT]]:
+        elif again < 0 or since < stamp[gpu, layer, m.held[again, t.EXPERT]]:
             again = slot
     t1 = arc_i[gpu, layer, t.T1]
     aim = m.arc_f[gpu, layer]
@@ -121,9 +138,17 @@ def _arc_victim(m: t.Tables, net: core.Net, gpu: int, layer: int, idle: bool) ->
     if once >= 0 and (more or arc_i[gpu, layer, t.FORGET] == 1 or again < 0):
         expert = m.held[once, t.EXPERT]
         m.ahead[gpu, layer, expert] = False
-        _arc_put(m, gpu, layer, expert, -1 if arc_i[gpu, layer, t.FORGET] == 1 else t.B1)
+        _arc_put(
+            arc_i,
+            list_of,
+            stamp,
+            gpu,
+            layer,
+            expert,
+            -1 if arc_i[gpu, layer, t.FORGET] == 1 else t.B1,
+        )
         return once
-    _arc_put(m, gpu, layer, m.held[again, t.EXPERT], t.B2)
+    _arc_put(arc_i, list_of, stamp, gpu, layer, m.held[again, t.EXPERT], t.B2)
     return again
 
 
@@ -151,7 +176,7 @@ def is_idle(m: t.Tables, net: core.Net, gpu: int, layer: int, slot: int) -> bool
     """Whether an expert may go for a prefetch: loaded, unused and not predicted for its layer."""
     held = m.held
     expert = held[slot, t.EXPERT]
-    if not loaded(m, net, slot):
+    if not loaded(held, net.op_f, slot):
         return False
     for k in range(held[slot, t.USED_BY]):
         if net.op_f[m.kernels[slot, k], core.END] < 0.0:
@@ -164,7 +189,7 @@ def is_idle(m: t.Tables, net: core.Net, gpu: int, layer: int, slot: int) -> bool
 
 
 @inlined
-def loaded(m: t.Tables, net: core.Net, slot: int) -> bool:
+def loaded(held: t.Ints, op_f: t.Floats, slot: int) -> bool:
     """Whether the fetch of the expert in a slot is over."""
-    fetch = m.held[slot, t.FETCH]
-    return fetch < 0 or bool(net.op_f[fetch, core.END] >= 0.0)
+    fetch = held[slot, t.FETCH]
+    return fetch < 0 or bool(op_f[fetch, core.END] >= 0.0)

@@ -134,8 +134,9 @@ class Memories:
 
     def decide(self, op: int) -> None:
         """Decide on an operation that ended, or a copy stream (-1 - stream) that fell idle."""
-        while need := kernel.decide(*self._driver.buffers, op, self.tables):
-            self._provide(need)
+        self._driver.net.ended[0] = op
+        self.tables.at[t.NEXT], self.tables.at[t.FOUND] = 0, 1
+        self._advance(-1.0)
 
     def prefetch(
         self,
@@ -154,9 +155,9 @@ class Memories:
         m.wanted_n[:] = [min(len(experts), slots) for experts in wanted]
         first = chain.from_iterable(experts[:slots] for experts in wanted)
         m.wanted[np.arange(slots) < m.wanted_n[:, None]] = np.fromiter(first, dtype=np.int16)
-        if m.at[t.IDS] < len(wanted) or m.at[t.STAYS] + len(wanted) > len(m.stay_i):
-            self._make_room()
-        kernel.prefetch(*self._driver.buffers, microbatch, since, layer, self.tables)
+        m.at[t.TARGET] = layer
+        of = self._shape
+        self.decide(of.gates + microbatch * of.layers + of.layers - len(m.recorded) + since)
 
     def kernels(self) -> tuple[Int32s, Floats]:
         """The step's expert kernels so far (`memory_tables`: kernel_i, kernel_f)."""

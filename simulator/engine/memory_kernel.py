@@ -99,10 +99,10 @@ def _arrived(m: t.Tables, gpu: int, microbatch: int, layer: int) -> None:
     kept = 0
     for i in range(m.wishes[gpu]):
         if wish_i[gpu, i, t.W_MICROBATCH] != microbatch or wish_i[gpu, i, t.W_LAYER] > layer:
-            _move(m, gpu, i, kept)
+            _move(wish_i, m.wish_f, gpu, i, kept)
             kept += 1
         else:
-            _cancel(m, gpu, wish_i[gpu, i, t.W_LAYER])
+            _cancel(m.accesses, m.of[t.DENSE], gpu, wish_i[gpu, i, t.W_LAYER])
     m.wishes[gpu] = kept
     if m.reached[gpu, microbatch] != layer:
         m.reached[gpu, microbatch] = layer
@@ -114,16 +114,16 @@ def _arrived(m: t.Tables, gpu: int, microbatch: int, layer: int) -> None:
 
 
 @inlined
-def _move(m: t.Tables, gpu: int, a: int, b: int) -> None:
+def _move(wish_i: t.Ints, wish_f: t.Floats, gpu: int, a: int, b: int) -> None:
     """Move a wish to another place."""
     for column in range(5):
-        m.wish_i[gpu, b, column] = m.wish_i[gpu, a, column]
-    m.wish_f[gpu, b] = m.wish_f[gpu, a]
+        wish_i[gpu, b, column] = wish_i[gpu, a, column]
+    wish_f[gpu, b] = wish_f[gpu, a]
 
 
 @inlined
-def _cancel(m: t.Tables, gpu: int, layer: int) -> None:
-    m.accesses[gpu, m.of[t.DENSE] + layer, t.CANCELLED] += 1
+def _cancel(accesses: t.Longs, dense: int, gpu: int, layer: int) -> None:
+    accesses[gpu, dense + layer, t.CANCELLED] += 1
 
 
 @inlined
@@ -139,7 +139,7 @@ def _in_order(m: t.Tables, net: core.Net, gpu: int, layer: int, first: int, coun
             belongs = 0
             if slot < 0 and m.route[gpu, expert] >= 0:
                 belongs = 2
-            elif slot >= 0 and not loaded(m, net, slot):
+            elif slot >= 0 and not loaded(m.held, net.op_f, slot):
                 belongs = 1
             if belongs == part or not m.of[t.RESIDENT_FIRST]:
                 mine[n] = expert
@@ -167,26 +167,26 @@ def _use(m: t.Tables, net: core.Net, count: int, now: float) -> None:
     for i in range(count):
         expert = m.mine[i]
         rows = m.mine_rows[i]
-        here = m.route[gpu, expert] < 0
         own = grouped
         slot = -1
-        if not here:
+        what = HIT
+        if m.route[gpu, expert] >= 0:  # else it is held for good
             m.uses[gpu] += 1
             slot = int(m.slot_of[gpu, layer, expert])
-            if slot >= 0 and loaded(m, net, slot):
-                seen(m, gpu, layer, expert, HIT)
-                here = True
-        if here:
+            if slot < 0:
+                what = MISS
+            elif not loaded(m.held, net.op_f, slot):
+                what = LATE
+            seen(m, gpu, layer, expert, what)
+        if what == HIT:
             at[t.RESIDENTS] += 1
             at[t.ROWS] += rows
             at[t.TILES] += -(-rows // tile)
         else:
             own = _operation(m, net, core.TIMED, gpu, 0, m.alone[rows, 0])
-            if slot >= 0:
-                seen(m, gpu, layer, expert, LATE)
+            if what == LATE:
                 late += 1
             else:
-                seen(m, gpu, layer, expert, MISS)
                 gone = -1
                 before = -1
                 used_by = 0
@@ -371,10 +371,11 @@ def _idle(m: t.Tables, net: core.Net, gpu: int, now: float) -> None:
         asked_s = m.wish_f[gpu, wish]
         m.wishes[gpu] -= 1
         for i in range(wish, m.wishes[gpu]):
-            _move(m, gpu, i + 1, i)
+            _move(wish_i, m.wish_f, gpu, i + 1, i)
         if m.slot_of[gpu, layer, expert] >= 0:
             continue
-        if m.filled[gpu, layer] == m.of[t.SLOTS]:
+        full = m.filled[gpu, layer] == m.of[t.SLOTS]
+        if full:
             some = False
             first = (gpu * m.of[t.LAYERS] + layer) * m.of[t.SLOTS]
             for slot in range(first, first + m.of[t.SLOTS]):
@@ -382,12 +383,11 @@ def _idle(m: t.Tables, net: core.Net, gpu: int, now: float) -> None:
                     some = True
                     break
             if not some:
-                _cancel(m, gpu, layer)
+                _cancel(m.accesses, m.of[t.DENSE], gpu, layer)
                 continue
-            seen(m, gpu, layer, expert, AHEAD)
+        seen(m, gpu, layer, expert, AHEAD)
+        if full:
             _empty(m, gpu, layer, victim(m, net, gpu, layer, True))
-        else:
-            seen(m, gpu, layer, expert, AHEAD)
         m.uses[gpu] += 1
         slot = _place(m, net, gpu, layer, expert, microbatch, 1, asked_s)
         m.added_s[gpu] = now
@@ -420,17 +420,17 @@ def _wish(
         if wish_i[gpu, i, t.W_MICROBATCH] != microbatch or (since < other and other != layer):
             if place < 0 and wish_i[gpu, i, t.W_MICROBATCH] == microbatch and other > layer:
                 place = kept  # what is needed sooner is fetched sooner
-            _move(m, gpu, i, kept)
+            _move(wish_i, m.wish_f, gpu, i, kept)
             kept += 1
         else:
             again = False
             for j in range(new):
                 again |= m.mine[j] == wish_i[gpu, i, t.W_EXPERT]
             if other != layer or not again:
-                _cancel(m, gpu, other)
+                _cancel(m.accesses, m.of[t.DENSE], gpu, other)
     place = kept if place < 0 else place
     for i in range(kept - 1, place - 1, -1):
-        _move(m, gpu, i, i + new)
+        _move(wish_i, m.wish_f, gpu, i, i + new)
     for i in range(new):
         wish_i[gpu, place + i, t.W_MICROBATCH] = microbatch
         wish_i[gpu, place + i, t.W_LAYER] = layer
@@ -444,55 +444,59 @@ def _wish(
     m.asked_n[gpu, microbatch, layer] = count
 
 
-@inlined
-def _ask(m: t.Tables, net: core.Net, microbatch: int, since: int, layer: int, now: float) -> None:
-    """In layer `since`, have the GPUs ask for what is `wanted` of a `layer` ahead."""
-    for gpu in range(m.of[t.GPUS]):
-        known = m.of[t.DEPTH] > 1 and m.asked_n[gpu, microbatch, layer] >= 0
-        if m.wanted_n[gpu] > 0 or known:
-            _wish(m, gpu, microbatch, since, layer, now)
-            _idle(m, net, gpu, now)
-
-
-@inlined
-def _gate(m: t.Tables, net: core.Net, gate: int, now: float) -> bool:
-    """All gates of a layer have spoken: ask for experts of the layers to come; whether there was
-    room in the tables.
-    """
-    of = m.of
-    if not _has_room(m, net, of[t.GPUS], of[t.GPUS], 0):
-        return False
-    microbatch = gate // of[t.ALL_LAYERS]
-    layer = gate % of[t.ALL_LAYERS] - of[t.DENSE]
-    learn(m, microbatch, layer)
-    for target in range(layer + 1, min(layer + of[t.DEPTH], of[t.LAYERS] - 1) + 1):
-        predict(m, microbatch, target)
-        _ask(m, net, microbatch, layer, target, now)
-    return True
-
-
 # --- what Python calls
 
 
 @inlined
 def _decide(m: t.Tables, net: core.Net, op: int) -> int:
-    """Decide on an end: tokens that came, a copy stream (-1 - stream) that fell idle, or a gate."""
+    """Decide on an end: tokens that came, a copy stream (-1 - stream) that fell idle, or a gate.
+
+    Whatever ended, prefetches may begin then: of one GPU, or after a gate, for each layer that
+    something is asked of, of all.
+    """
+    of = m.of
+    at = m.at
     now = net.clock[core.PRESENT]
-    if op >= m.of[t.GATES]:
-        return 0 if _gate(m, net, op - m.of[t.GATES], now) else t.ROOM
-    if op < 0:
+    gate = op >= of[t.GATES]
+    first, last = 0, of[t.GPUS]
+    layer, target, beyond = 0, 0, 1
+    microbatch = 0
+    if gate:
+        if not _has_room(m, net, of[t.GPUS], of[t.GPUS], 0):
+            return t.ROOM
+        microbatch = (op - of[t.GATES]) // of[t.ALL_LAYERS]
+        layer = (op - of[t.GATES]) % of[t.ALL_LAYERS] - of[t.DENSE]
+        if of[t.PREDICTOR] == t.ELSEWHERE:  # Python has said what is wanted
+            target, beyond = at[t.TARGET], at[t.TARGET] + 1
+        else:
+            learn(m, microbatch, layer)
+            target, beyond = layer + 1, min(layer + of[t.DEPTH], of[t.LAYERS] - 1) + 1
+    elif op < 0:
         if not _has_room(m, net, 1, 1, 0):
             return t.ROOM
-        _idle(m, net, -1 - op - 2 * m.of[t.GPUS], now)
-        return 0
-    if m.at[t.PRICING] == 0:
-        if not _begin(m, net, op, now):
-            return t.ROOM
-        m.at[t.PRICING] = 1
-    if not _let_go(m, net, now):
-        return t.PRICE
-    m.at[t.PRICING] = 0
-    _idle(m, net, m.at[t.GPU], now)
+        first = -1 - op - 2 * of[t.GPUS]
+        last = first + 1
+    else:
+        if at[t.PRICING] == 0:
+            if not _begin(m, net, op, now):
+                return t.ROOM
+            at[t.PRICING] = 1
+        if not _let_go(m, net, now):
+            return t.PRICE
+        at[t.PRICING] = 0
+        first = at[t.GPU]
+        last = first + 1
+    while target < beyond:
+        if gate and of[t.PREDICTOR] != t.ELSEWHERE:
+            predict(m, microbatch, target)
+        for gpu in range(first, last):
+            if gate:
+                known = of[t.DEPTH] > 1 and m.asked_n[gpu, microbatch, target] >= 0
+                if m.wanted_n[gpu] == 0 and not known:
+                    continue
+                _wish(m, gpu, microbatch, layer, target, now)
+            _idle(m, net, gpu, now)
+        target += 1
     return 0
 
 
@@ -502,7 +506,7 @@ def advance(
 ) -> int:
     """As `core.advance`, with all decisions but those of Python taken on the way: on ends of
     operations from FOR_PYTHON on. Gives `ROOM` or `PRICE` where Python must see to that and call
-    again.
+    again. With a `limit` below 0 it decides on what stands in `ended` only.
     """
     net = core.inlined_views(floats, ints, counts)
     at = m.at
@@ -512,6 +516,8 @@ def advance(
             if need < 0:
                 return need
             at[t.NEXT] += 1
+        if limit < 0.0:
+            return 0
         found = core.advance(floats, ints, counts, limit)
         for i in range(found):
             if net.ended[i] >= m.of[t.FOR_PYTHON]:
@@ -520,29 +526,6 @@ def advance(
             return 0
         at[t.FOUND] = found
         at[t.NEXT] = 0
-
-
-@on_top_of(*CALLED)
-def decide(floats: core.Floats, ints: core.Ints, counts: core.Longs, op: int, m: t.Tables) -> int:
-    """Decide on one end; gives 0, `ROOM` or `PRICE` as `advance` does."""
-    return _decide(m, core.inlined_views(floats, ints, counts), op)
-
-
-@on_top_of(*CALLED)
-def prefetch(
-    floats: core.Floats,
-    ints: core.Ints,
-    counts: core.Longs,
-    microbatch: int,
-    since: int,
-    layer: int,
-    m: t.Tables,
-) -> None:
-    """In layer `since`, ask for what is `wanted` of a `layer` ahead, where a GPU is `idle` without
-    waiting for tokens.
-    """
-    net = core.inlined_views(floats, ints, counts)
-    _ask(m, net, microbatch, since, layer, net.clock[core.PRESENT])
 
 
 @on_top_of(*CALLED)
@@ -600,7 +583,7 @@ def end_of_step(
     m.at[t.STAYS] = kept
     for gpu in range(m.of[t.GPUS]):
         for i in range(m.wishes[gpu]):
-            _cancel(m, gpu, m.wish_i[gpu, i, t.W_LAYER])
+            _cancel(m.accesses, m.of[t.DENSE], gpu, m.wish_i[gpu, i, t.W_LAYER])
         m.wishes[gpu] = 0
     m.asked_n[:] = -1
     m.foreseen_n[:] = 0

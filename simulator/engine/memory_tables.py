@@ -69,6 +69,7 @@ Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 Shorts = NDArray[np.int16]
 Singles = NDArray[np.float32]
+Tiny = NDArray[np.int8]
 
 # of
 GPUS, LAYERS, EXPERTS, SLOTS, SHARED, MICROBATCHES, KINDS, ALL_LAYERS, DENSE = range(9)
@@ -79,8 +80,8 @@ ELSEWHERE, ORACLE, POPULARITY, MARKOV = range(4)  # PREDICTOR; the first: nowher
 # at
 IDS, STAYS, KERNELS, FOUND, NEXT, PRICING, STEP = range(7)
 OP, MICROBATCH, CHUNK_AT, LAYER, GPU, GROUPED, FETCHES, COMING, RESIDENTS = range(7, 16)
-ROWS, TILES, CAME = range(16, 19)
-PLACES = 19
+ROWS, TILES, CAME, TARGET = range(16, 20)  # TARGET: the layer of which Python has asked
+PLACES = 20
 # held; wish_i
 EXPERT, FETCH, STAY, USED_BY = range(4)
 W_MICROBATCH, W_LAYER, W_EXPERT, W_SINCE, W_AT_ONCE = range(5)
@@ -120,7 +121,7 @@ class Tables(NamedTuple):
     wishes: Ints
     often: Longs
     accessed: Longs
-    list_of: NDArray[np.int8]
+    list_of: Tiny
     stamp: Longs
     ahead: Bools
     arc_i: Longs

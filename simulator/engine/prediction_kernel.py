@@ -53,7 +53,7 @@ def predict(m: t.Tables, microbatch: int, layer: int) -> None:
             _tell(m, microbatch, layer, gpu)
             for expert in range(m.of[t.EXPERTS]):
                 if m.after[0, expert] > 0.0:
-                    _rank(m, gpu, expert, m.after[0, expert])
+                    _rank(m.wanted, m.wanted_n, m.rank, gpu, expert, m.after[0, expert])
             continue
         group = m.group[gpu]
         for expert in range(m.of[t.EXPERTS]):
@@ -62,9 +62,11 @@ def predict(m: t.Tables, microbatch: int, layer: int) -> None:
             if predictor == t.MARKOV:
                 rows = m.expected[group, expert]
                 if rows > ASKED_ROWS:
-                    _rank(m, gpu, expert, rows)
+                    _rank(m.wanted, m.wanted_n, m.rank, gpu, expert, rows)
             elif m.taken[layer, group, expert] > 0:
-                _rank(m, gpu, expert, float(m.taken[layer, group, expert]))
+                _rank(
+                    m.wanted, m.wanted_n, m.rank, gpu, expert, float(m.taken[layer, group, expert])
+                )
 
 
 @inlined
@@ -78,20 +80,21 @@ def _tell(m: t.Tables, microbatch: int, layer: int, gpu: int) -> None:
 
 
 @inlined
-def _rank(m: t.Tables, gpu: int, expert: int, rows: float) -> None:
+def _rank(
+    wanted: t.Shorts, wanted_n: t.Ints, rank: t.Floats, gpu: int, expert: int, rows: float
+) -> None:
     """Put an expert among those wanted: by rows, then by number; as many as there are slots."""
-    wanted = m.wanted
-    at = m.wanted_n[gpu]
+    at = wanted_n[gpu]
     while at > 0 and (
-        m.rank[at - 1] < rows or (m.rank[at - 1] == rows and wanted[gpu, at - 1] > expert)
+        rank[at - 1] < rows or (rank[at - 1] == rows and wanted[gpu, at - 1] > expert)
     ):
         at -= 1
     if at == wanted.shape[1]:
         return
-    last = min(m.wanted_n[gpu], wanted.shape[1] - 1)
+    last = min(wanted_n[gpu], wanted.shape[1] - 1)
     for i in range(last, at, -1):
         wanted[gpu, i] = wanted[gpu, i - 1]
-        m.rank[i] = m.rank[i - 1]
+        rank[i] = rank[i - 1]
     wanted[gpu, at] = expert
-    m.rank[at] = rows
-    m.wanted_n[gpu] = last + 1
+    rank[at] = rows
+    wanted_n[gpu] = last + 1
