@@ -25,7 +25,7 @@ MOST_KEPT = 100_000  # shapes; loads of a long run would fill the memory
 def beside(gpu: Gpu, sms: int) -> Gpu:
     """What is left of a GPU to compute with while a communication kernel holds `sms` of its SMs.
 
-    Arithmetic slows down with the SMs; HBM bandwidth does not, a part of them can saturate it.
+    Arithmetic and reads of L2 slow down with the SMs; HBM does not, a part of them can saturate it.
     Raises InputError if the kernel holds them all.
     """
     if sms >= gpu.sms:
@@ -34,7 +34,9 @@ def beside(gpu: Gpu, sms: int) -> Gpu:
         )
     share = (gpu.sms - sms) / gpu.sms
     rates = {dtype: rate * share for dtype, rate in gpu.flops_per_s.items()}
-    return gpu.model_copy(update={"flops_per_s": rates})
+    l2 = gpu.l2_bandwidth_bytes_per_s
+    left = {"flops_per_s": rates, "l2_bandwidth_bytes_per_s": l2 and l2 * share}
+    return gpu.model_copy(update=left)
 
 
 class ComputeModel:
@@ -88,8 +90,8 @@ class ComputeModel:
         key = ("experts", rows, active)
         if key not in self._kept:
             each = -(-rows // max(active, 1))
-            padded = active * kernels.padded([each], self.grouped.tile)
-            self._kept[key] = self._moe(rows, padded, active, rows)
+            tile = self._tile(rows, active)
+            self._kept[key] = self._moe(rows, tile, active * -(-each // tile), active, rows)
         return self._kept[key]
 
     def experts_by_rows(
@@ -102,23 +104,21 @@ class ComputeModel:
         nothing). tokens: that came here, each for one or more experts; one per row if None;
         experts: which they are, all of the layer in order if None.
         """
-        tile = self.grouped.tile
-        total, active, tiles = sum(rows), 0, 0
-        for count in rows:
-            if count:
-                active += 1
-                tiles += -(-count // tile)
+        busy = [count for count in rows if count]
+        total, active = sum(busy), len(busy)
+        tile = self._tile(total, active)
+        tiles = sum([-(-count // tile) for count in busy])
         came = total if tokens is None else tokens
         weights: float = active
         if self.sizes is not None:
             numbers = range(len(rows)) if experts is None else experts
             pairs = zip(numbers, rows, strict=True)
             weights = sum(self.sizes[expert] for expert, count in pairs if count)
-        key = ("rows", total, weights, tiles, came)
+        key = ("rows", total, weights, tile, tiles, came)
         if key not in self._kept:
             if len(self._kept) >= MOST_KEPT:
                 self._kept.clear()
-            self._kept[key] = self._moe(total, tiles * tile, weights, came)
+            self._kept[key] = self._moe(total, tile, tiles, weights, came)
         return self._kept[key]
 
     def expert(self, rows: int, expert: int = 0) -> Work:
@@ -153,12 +153,16 @@ class ComputeModel:
             self._kept[key] = self._span([self._norm(rows), logits], 1 + self._head.kernels)
         return self._kept[key]
 
-    def _moe(self, rows: int, padded: int, active: float, tokens: int) -> Work:
+    def _tile(self, rows: int, active: int) -> int:
+        return kernels.tile_of(self.grouped, rows / max(active, 1))
+
+    def _moe(self, rows: int, tile: int, tiles: int, active: float, tokens: int) -> Work:
         if rows == 0:
             return NOTHING
         of, model = self.grouped, self.model
         shape = (model.hidden, model.moe.intermediate)
-        return self._span([kernels.fused_moe(of, tokens, rows, padded, active, *shape)], of.kernels)
+        work = kernels.fused_moe(of, tokens, rows, tile, tiles, active, *shape)
+        return self._span([work], of.kernels)
 
     def _ffn(self, name: str, of: Rates, rows: int, intermediate: int) -> Work:
         if rows == 0 or intermediate == 0:

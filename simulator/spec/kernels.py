@@ -21,8 +21,9 @@ class Kernel(Spec):
     """One family, relative to a GPU's BF16 GEMM (``simulator.model.kernels`` has the formulas).
 
     ``compute`` and ``memory`` multiply the GPU's efficiencies; ``launches`` and ``depth`` count in
-    its ``launch_overhead``; ``fill`` is in elements of k, ``tile`` in rows; ``quantise`` and
-    ``passes`` are shares of the HBM bandwidth; ``kernels`` are launched by the host.
+    its ``launch_overhead``; ``fill`` is in elements of k; ``tile`` is the most rows of a tile, and
+    one of up to ``spare`` rows is to hold twice the mean load; ``quantise`` and ``passes`` are
+    shares of the HBM bandwidth; ``kernels`` are launched by the host.
     """
 
     compute: Factor = 1.0
@@ -32,6 +33,7 @@ class Kernel(Spec):
     fill: Amount = 0.0
     quantise: Efficiency | None = None
     tile: Count = 1
+    spare: Annotated[int, Field(ge=0)] = 0
     passes: Efficiency = 1.0
     kernels: Count = 1
     source: str = ""

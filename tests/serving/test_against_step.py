@@ -229,13 +229,14 @@ def test_fused_moe_and_tables(name, graphs):
     rng = np.random.default_rng(3)
     for _ in range(100):
         counts = rng.integers(0, 200, max(model.moe.experts, 1)) * rng.integers(0, 2)
-        rows, padded = int(counts.sum()), kernels.padded(counts, of.tile)
-        active, tokens = int((counts > 0).sum()), max(rows // 2, 1)
-        got = timing.moe_seconds(
-            costs.moe, float(tokens), float(rows), float(padded), float(active)
-        )
+        rows, active = int(counts.sum()), int((counts > 0).sum())
+        tokens, mean = max(rows // 2, 1), rows / max(active, 1)
+        tile = kernels.tile_of(of, mean)
+        assert timing.tile_of(costs.moe, mean) == tile
+        cut = (tile, kernels.tiles_of(counts, tile), active)
+        got = timing.moe_seconds(costs.moe, float(tokens), float(rows), *map(float, cut))
         shape = (model.hidden, model.moe.intermediate)
-        alone = kernels.fused_moe(of, tokens, rows, padded, active, *shape).seconds
+        alone = kernels.fused_moe(of, tokens, rows, *cut, *shape).seconds
         floor = of.kernels * compute.host_launch_s
         assert got == pytest.approx(max(alone, floor) if rows else 0.0, rel=1e-12)
         expected = compute.experts_by_rows(counts.tolist(), tokens).seconds

@@ -11,7 +11,7 @@ from simulator.engine.roads import Roads
 from simulator.engine.serving.timing import Costs, Wires
 from simulator.engine.step import Sending
 from simulator.engine.tiers import landing_of
-from simulator.model import attention, footprint, sizes
+from simulator.model import attention, footprint, kernels, sizes
 from simulator.model.compute import ComputeModel
 from simulator.model.kernels import Work
 from simulator.spec.schema import Gpu, Workload
@@ -26,10 +26,12 @@ def costs_of(compute: ComputeModel, rows: int, evaluation: NDArray[np.int32]) ->
     every, both = range(1, rows + 1), (False, True)
     floors = [compute.around_scores(1, gate)[1] for gate in both]
     floors += [compute.before_scores(1, decode)[1] for decode in (True, False)]
+    shape = model.hidden, model.moe.intermediate
+    launch_s = of.launch_s + sum(kernels.long_sum_s(of, k) for k in shape)
     moe = [
-        *(of.flops_per_s, of.bytes_per_s, of.launch_s, of.passes_bytes_per_s),
-        *(of.weight_bytes, of.input_bytes, model.hidden, model.moe.intermediate),
-        *(of.fill, of.tile, of.kernels * compute.host_launch_s),
+        *(of.flops_per_s, of.bytes_per_s, launch_s, of.passes_bytes_per_s),
+        *(of.weight_bytes, of.input_bytes, *shape),
+        *(of.fill, of.tile, of.spare, of.kernels * compute.host_launch_s, of.l2_bytes_per_s),
     ]
     return Costs(
         fixed_s=np.array(

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.compiled import allocation_free, inlined
+from simulator.model.kernels import LEAST_TILE, TILE_COLUMNS
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float64]
@@ -29,12 +30,12 @@ Int64s = NDArray[np.int64]
 FLOPS, BANDWIDTH, LAUNCH, FLOOR, INSIDE_FLOOR = 0, 1, 2, 3, 5
 (
     MOE_FLOPS, MOE_BANDWIDTH, MOE_LAUNCH, MOE_PASSES, MOE_WEIGHT, MOE_INPUT, MOE_HIDDEN,
-    MOE_INTERMEDIATE, MOE_FILL, MOE_TILE, MOE_FLOOR,
-) = range(11)  # fmt: skip
+    MOE_INTERMEDIATE, MOE_FILL, MOE_TILE, MOE_SPARE, MOE_FLOOR, MOE_L2,
+) = range(13)  # fmt: skip
 TOKEN_BYTES, HALF_SIZE, PACKED, DELAY = range(4)
 DECODE, PREFILL = range(2)
 DENSE, SPARSE = range(2)
-CAME, TOTAL, TILES, ACTIVE = range(4)  # `Work.sums`
+CAME, TOTAL, TILE, TILES, ACTIVE = range(5)  # `Work.sums`
 # `Work.lanes`: what each operation waits for, layers, what runs, how many are queued.
 LAYER, RUNNING, QUEUED, LANES = 16, 18, 19, 20
 
@@ -46,7 +47,7 @@ class Costs(NamedTuple):
     ffn_s float64 [2, rows + 1]: dense FFN, shared experts; head_s float64 [rows + 1];
     inside_s float64 [2, rows + 1]: what a phase adds beside its scores (decode, prefill);
     scores float64 [2, 3]: FLOPs per (query, key) pair, bytes per key, bytes per query;
-    plain float64 [7] and moe float64 [11]: figures of the kernels (places above; the floors are
+    plain float64 [7] and moe float64 [13]: figures of the kernels (places above; the floors are
     what the host takes to launch attention in dense and MoE layers, and more for either phase);
     windowed uint8 [layers]; window: keys of a windowed layer (0: none);
     evaluation int32 [layers]: which recorded layer's routing a layer has (-1: dense).
@@ -156,7 +157,7 @@ def work_for(
         on_wire=np.zeros(len(wires.latency_s)),
         counts=np.zeros((evaluations, len(routing.gpu)), dtype=np.int32),
         chosen=np.zeros((evaluations, routing.copy.shape[2]), dtype=np.int32),
-        sums=np.zeros((4, ranks), dtype=np.int64),
+        sums=np.zeros((5, ranks), dtype=np.int64),
         stamps=np.zeros(ranks + nodes, dtype=np.int64),
         ready_s=np.zeros((3, ranks)),
         heap_s=np.zeros(4 * ranks + 16),
@@ -181,22 +182,37 @@ def _ridge(a: float, b: float) -> float:
 
 
 @inlined
-def moe_seconds(moe: Floats, tokens: float, rows: float, padded: float, active: float) -> float:
+def tile_of(moe: Floats, mean_rows: float) -> int:
+    """`kernels.tile_of`."""
+    wanted = mean_rows if 2.0 * mean_rows > moe[MOE_SPARE] else 2.0 * mean_rows
+    tile = LEAST_TILE
+    while tile < wanted:
+        tile *= 2
+    return min(tile, int(moe[MOE_TILE]))
+
+
+@inlined
+def moe_seconds(
+    moe: Floats, tokens: float, rows: float, tile: float, tiles: float, active: float
+) -> float:
     """`kernels.fused_moe` and its floor; the arguments as there."""
     if rows == 0.0:
         return 0.0
-    hidden, wide = moe[MOE_HIDDEN], moe[MOE_INTERMEDIATE]
+    hidden, wide, given = moe[MOE_HIDDEN], moe[MOE_INTERMEDIATE], moe[MOE_INPUT]
     seconds = moe[MOE_LAUNCH]
     for part in range(2):
         n = 2.0 * wide if part == 0 else hidden
         k = hidden if part == 0 else wide
-        read = active * n * k * moe[MOE_WEIGHT] + rows * (k * moe[MOE_INPUT] + n * 2.0)
-        computed = 2.0 * padded * n * (k + moe[MOE_FILL]) / moe[MOE_FLOPS]
-        seconds += _ridge(computed, read / moe[MOE_BANDWIDTH])
+        read = active * n * k * moe[MOE_WEIGHT] + rows * (k * given + n * 2.0)
+        products = tiles * n * (k + moe[MOE_FILL])
+        computed = 2.0 * tile * products / moe[MOE_FLOPS]
+        fed = products * (moe[MOE_WEIGHT] + tile * given / TILE_COLUMNS)
+        seconds += _ridge(max(computed, fed / moe[MOE_L2]), read / moe[MOE_BANDWIDTH])
+    quantised = 2.0 + given if given < 2.0 else 0.0
     passes = (
-        tokens * hidden * 4.0
-        + rows * hidden * (4.0 + moe[MOE_INPUT])
-        + rows * wide * (4.0 + moe[MOE_INPUT])
+        tokens * hidden * (2.0 + quantised)
+        + rows * hidden * (2.0 * given + 2.0)
+        + rows * wide * (4.0 + given)
     )
     return float(max(seconds + passes / moe[MOE_PASSES], moe[MOE_FLOOR]))
 
@@ -334,7 +350,6 @@ def _evaluate(
     ranks = len(speed)
     evaluations, nodes = len(routing.recorded), work.nodes.shape[2]
     sums, two = work.sums, work.pairs[evaluations]
-    tile = int(costs.moe[MOE_TILE])
     _count(wires, routing, work, half)
     for at in range(evaluations):
         counts, pairs = work.counts[at], work.pairs[at]
@@ -348,14 +363,19 @@ def _evaluate(
             if count:
                 gpu = routing.gpu[place]
                 sums[TOTAL, gpu] += count
-                sums[TILES, gpu] += (count + tile - 1) // tile
                 sums[ACTIVE, gpu] += 1
+        for gpu in range(ranks):
+            sums[TILE, gpu] = tile_of(costs.moe, sums[TOTAL, gpu] / max(sums[ACTIVE, gpu], 1))
+        for place in range(len(routing.gpu)):
+            if counts[place]:
+                gpu = routing.gpu[place]
+                sums[TILES, gpu] += (counts[place] + sums[TILE, gpu] - 1) // sums[TILE, gpu]
         for gpu in range(ranks):
             if not wires.once:
                 sums[CAME, gpu] = sums[TOTAL, gpu]
             work.experts_s[half, at, gpu] = speed[gpu] * moe_seconds(
                 costs.moe, float(sums[CAME, gpu]), float(sums[TOTAL, gpu]),
-                float(sums[TILES, gpu] * tile), float(sums[ACTIVE, gpu]),
+                float(sums[TILE, gpu]), float(sums[TILES, gpu]), float(sums[ACTIVE, gpu]),
             )  # fmt: skip
         carried = pairs
         if wires.tiered:
