@@ -149,7 +149,7 @@ def _one_each(link: Int32s, rank: Int64s, links: int) -> NDArray[np.bool_]:
     least, most = np.full(links, len(rank) + np.iinfo(np.int32).max), np.full(links, -1)
     np.minimum.at(least, link, rank)
     np.maximum.at(most, link, rank)
-    return least == most
+    return np.asarray(least == most)
 
 
 def _planes(

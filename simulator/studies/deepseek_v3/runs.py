@@ -260,7 +260,7 @@ def _collectives_s(group: Group) -> NDArray[np.float64]:
         crossing_s = work.sent.reshape(*work.sent.shape[:2], -1)[..., pair] * wires.shared_s
         links = np.eye(int(wires.shared.max()) + 1)[wires.shared]
         busy_s = np.maximum(busy_s, (crossing_s @ links).max(axis=-1))
-    return np.maximum(work.alone_s.max(axis=(2, 3)), first + busy_s)[None]
+    return np.asarray(np.maximum(work.alone_s.max(axis=(2, 3)), first + busy_s))[None]
 
 
 def _slowest_s(group: Group) -> float:
