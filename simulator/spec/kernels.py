@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from simulator.spec.fields import Count, Efficiency, Spec
 
@@ -15,6 +15,12 @@ _FILE = Path(__file__).with_name("kernels.yaml")
 
 Factor = Annotated[float, Field(gt=0)]
 Amount = Annotated[float, Field(ge=0)]
+
+
+def _power_of_two(value: int) -> int:
+    if value & (value - 1):
+        raise ValueError("tiles have 1, 2, 4, 8, ... rows; write a power of two")
+    return value
 
 
 class Kernel(Spec):
@@ -32,7 +38,7 @@ class Kernel(Spec):
     depth: Amount = 0.0
     fill: Amount = 0.0
     quantise: Efficiency | None = None
-    tile: Count = 1
+    tile: Annotated[Count, AfterValidator(_power_of_two)] = 1
     spare: Annotated[int, Field(ge=0)] = 0
     passes: Efficiency = 1.0
     kernels: Count = 1

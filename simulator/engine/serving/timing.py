@@ -46,7 +46,6 @@ CAME, TOTAL, SHIFT, TILES, ACTIVE = range(5)  # `Work.sums`
 READY, SHARED, FROM, GOT, SPENT, TAKEN, ROWS = range(7)  # `Work.ready_s`
 # `Work.lanes`: what each operation waits for, layers, what runs, how many are queued.
 LAYER, RUNNING, QUEUED, LANES = 16, 18, 19, 20
-LEAST_SHIFT = LEAST_TILE.bit_length() - 1
 
 
 class Costs(NamedTuple):
@@ -220,8 +219,8 @@ def _ridge(a: float, b: float) -> float:
 def tile_shift(moe: Floats, mean_rows: float) -> int:
     """Which power of two `kernels.tile_of` is."""
     wanted = mean_rows if 2.0 * mean_rows > moe[MOE_SPARE] else 2.0 * mean_rows
-    shift, most = LEAST_SHIFT, int(moe[MOE_TILE])
-    while 1 << shift < min(wanted, most):
+    most, shift = int(moe[MOE_TILE]), 0
+    while 1 << shift < min(max(wanted, LEAST_TILE), most):
         shift += 1
     return shift
 
