@@ -284,13 +284,28 @@ def _wire_bytes(wires: Wires, which: int, count: int) -> float:
 
 
 @inlined
+def _dot(a: Floats, b: Floats) -> float:
+    """Sum of products: four sums, so that one addition need not wait for another."""
+    end = len(a) // 4 * 4
+    sum0 = sum1 = sum2 = sum3 = 0.0
+    for i in range(0, end, 4):
+        sum0 += a[i] * b[i]
+        sum1 += a[i + 1] * b[i + 1]
+        sum2 += a[i + 2] * b[i + 2]
+        sum3 += a[i + 3] * b[i + 3]
+    for i in range(end, len(a)):
+        sum0 += a[i] * b[i]
+    return float(sum0 + sum1 + (sum2 + sum3))
+
+
+@inlined
 def _whole_seconds(wires: Wires, which: int, tokens: Int32s, work: Work) -> float:
     """A lone dispatch (0) or combine (1, the same pairs backwards) of tokens int32 [ranks, ranks],
     after its delay, as long as its slowest link; -1 if nothing is sent.
     """
     longest, slowest = -1.0, 0.0
     ranks = len(tokens)
-    sizes, busy_s = work.ready_s[SPENT], work.free_s
+    sizes, busy_s, few = work.ready_s[SPENT], work.free_s, wires.few_bytes[which]
     outs, ins = wires.out_s.shape[1], wires.in_s.shape[1]
     busy_s[:] = 0.0
     for a in range(ranks):
@@ -300,19 +315,13 @@ def _whole_seconds(wires: Wires, which: int, tokens: Int32s, work: Work) -> floa
             sizes[b] = 0.0
             if count > 0 and a != b:
                 some = True
-                sizes[b] = _wire_bytes(wires, which, count)
+                sizes[b] = few[count] if count < len(few) else _wire_bytes(wires, which, count)
                 longest = max(longest, wires.latency_s[a, b])
                 slowest = max(slowest, sizes[b] * wires.own_s[which, a, b])
         if not some:
             continue
         for lane in range(outs):
-            even, odd = 0.0, 0.0  # two sums, so that one addition need not wait for the other
-            for b in range(0, ranks - 1, 2):
-                even += sizes[b] * wires.out_s[which, lane, a, b]
-                odd += sizes[b + 1] * wires.out_s[which, lane, a, b + 1]
-            if ranks % 2:
-                even += sizes[ranks - 1] * wires.out_s[which, lane, a, ranks - 1]
-            slowest = max(slowest, even + odd)
+            slowest = max(slowest, _dot(sizes, wires.out_s[which, lane, a]))
         for lane in range(ins):
             for b in range(ranks):
                 busy_s[lane * ranks + b] += sizes[b] * wires.in_s[which, lane, a, b]
