@@ -18,7 +18,7 @@ from simulator.runfiles.tables import read_table
 from simulator.spec.load import load_inputs
 
 LANES = 32  # micro-batches x GPUs of the main job: as many simpy processes as it has strands
-STEPS = 24
+STEPS = 96  # enough for decisions in compiled code (`simulator.engine.memories.WORTH`)
 ROUNDS = 5
 
 

@@ -70,6 +70,7 @@ def simulate(
     seed: int = 0,
     out: str | Path | None = None,
     trace_steps: int = 4,
+    plotlyjs: str = "inline",
     progress: Progress | None = None,
     say: Say | None = None,
 ) -> Result:
@@ -78,17 +79,20 @@ def simulate(
     overrides: "key.path=value" each; routing: a trace or law in place of the workload's. With `out`
     the run's files are kept there: the tables, `result.json`, `report.html`, and Chrome traces of
     the first `trace_steps` measured steps (none if 0). The same arguments give the same bytes.
+    plotlyjs: where the report has its charts' library from (`simulator.reporting.write_report`).
     `say` is told in a line of what takes long.
 
     Errors: InputError, one line per fault, for inputs that cannot be used and an `out` that holds
     something; `out` is then as it was before.
     """
+    from simulator.results.page import check_plotlyjs
     from simulator.runfiles.rundir import open_run
     from simulator.spec.load import load_inputs, resolved
 
     for name, value in (("seed", seed), ("trace_steps", trace_steps)):
         if value < 0:
             raise InputError(f"{name}: {value} is negative; write 0 or more")
+    check_plotlyjs(plotlyjs)
     inputs = load_inputs(topology, workload, overrides, routing)
     with open_run(None if out is None else Path(out)) as run:
         # What is slow to import comes after what is likely to be refused.
@@ -97,8 +101,8 @@ def simulate(
 
         with announced_compilation(say):
             report = run_engine(inputs, run, seed, progress)
-        context = _context(inputs, report.gpus)
-        summary = analyze(run.path, context)
+            context = _context(inputs, report.gpus)
+            summary = analyze(run.path, context)
         given = resolved(inputs)
         run.write_result(
             {
@@ -114,7 +118,7 @@ def simulate(
             }
         )
         if out is not None:
-            reporting.write_report(run.path)
+            reporting.write_report(run.path, plotlyjs=plotlyjs)
         if out is not None and trace_steps:
             from simulator.results.chrome import write_traces
 
@@ -150,6 +154,7 @@ def serve(
     html: str | Path | None = None,
     seed: int = 0,
     out: str | Path | None = None,
+    plotlyjs: str = "inline",
     progress: Progress | None = None,
     say: Say | None = None,
 ) -> Served:
@@ -159,11 +164,13 @@ def serve(
     that must not exist, for a page with the run over time. The other arguments, files and errors
     are those of `simulate`; `progress` is told of requests that have ended.
     """
+    from simulator.results.page import check_plotlyjs
     from simulator.runfiles.rundir import open_run
     from simulator.spec.load import load_inputs, resolved
 
     if seed < 0:
         raise InputError(f"seed: {seed} is negative; write 0 or more")
+    check_plotlyjs(plotlyjs)
     inputs = load_inputs(topology, workload, overrides, routing, requests, faults)
     with open_run(None if out is None else Path(out)) as run:
         from simulator.engine.serving.simulate import serve as run_service
@@ -188,7 +195,7 @@ def serve(
             }
         )
         if out is not None:
-            reporting.write_report(run.path)
+            reporting.write_report(run.path, plotlyjs=plotlyjs)
         if html is not None:
             _write_timeline(run.path, Path(html), inputs, summary)
     return Served(summary, report.notes, given, None if out is None else Path(out))

@@ -32,6 +32,16 @@ def allocation_free(function: F) -> F:
     return kernel
 
 
+def entry(kernel: F, *arguments: object) -> F:
+    """A kernel for arguments of the types of these, compiled now.
+
+    Its calls do not look at the types again, which for tuples of many arrays can take longer than
+    the kernel itself: nothing else may be given to it.
+    """
+    compiled_for: F = kernel.compile(tuple(map(numba.typeof, arguments)))  # type: ignore[attr-defined]
+    return compiled_for
+
+
 def inlined(function: F) -> F:
     """Compile into the `allocation_free` functions that call it."""
     kernel: F = numba.njit(nogil=True, boundscheck=False, forceinline=True, _nrt=False)(function)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ def write_report(
     *,
     plotlyjs: str = "inline",
     steps: tuple[int, int] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Path:
     """Write the report of a run directory: `report.html` in it, in place of the one that may be
     there, or `to`, which must not exist.
@@ -27,7 +28,7 @@ def write_report(
     plotlyjs: "inline" makes one file of 5 MB and more that needs nothing else; "directory" puts
     plotly.min.js beside it, "cdn" has it loaded from the network. steps: first and last step of
     the timeline; None: the first measured ones. What of the directory cannot be read is named in
-    the report.
+    the report, and told to `say`, a line each.
 
     Errors: InputError if nothing of it can be read, `steps` names no step, or the file is there.
     """
@@ -48,11 +49,14 @@ def write_report(
     page = report.render(found, drawn, plotlyjs, steps is None)
     if to is not None or not target.exists():
         write_page(target, page, plotlyjs)
-        return target
-    new = target.with_name(f".{target.name}.new")
-    new.unlink(missing_ok=True)
-    write_page(new, page, plotlyjs)
-    new.replace(target)
+    else:
+        new = target.with_name(f".{target.name}.new")
+        new.unlink(missing_ok=True)
+        write_page(new, page, plotlyjs)
+        new.replace(target)
+    if say is not None:
+        for fault in found.faults:
+            say(f"{path}: {fault}")
     return target
 
 
@@ -118,12 +122,13 @@ def memory_of(inputs: Inputs, kv_blocks: int | None = None) -> dict[str, Any]:
     """
     from simulator.engine.layout import gpu_memory, layout_of
     from simulator.model import footprint, sizes
-    from simulator.model.plan import gpu_bytes, needs_plan, plan_of
+    from simulator.model.plan import needs_plan, plan_of
+    from simulator.model.plan_memory import gpu_bytes
     from simulator.spec.load import gpu_count
 
     workload, count = inputs.workload, gpu_count(inputs.topology)
     if needs_plan(workload):
-        each = gpu_bytes(plan_of(workload, count), workload)
+        each = gpu_bytes(plan_of(workload, count, inputs.topology.gpu), workload)
     else:
         traffic = workload.traffic
         if kv_blocks is not None:

@@ -123,9 +123,18 @@ def fluid(capacity: Mapping[Hashable, float], flows: Sequence[Flow]) -> list[flo
     return finish
 
 
-def on_wire(message_bytes: float, half_size_bytes: float, efficiency: float) -> float:
-    """Bytes that a message puts on a link: m / efficiency and a ramp that doubles half_size."""
-    return (message_bytes + (half_size_bytes * message_bytes) ** 0.5) / efficiency
+def on_wire(
+    message_bytes: float,
+    half_size_bytes: float,
+    efficiency: float,
+    peers: int = 1,
+    own_piece: float = 0.0,
+) -> float:
+    """Bytes that a message to one of some peers puts on a link: m / efficiency, a ramp that doubles
+    half_size bytes to all peers together, and the peer's part of what the own piece takes.
+    """
+    ramp = (half_size_bytes / peers * message_bytes) ** 0.5
+    return (message_bytes + ramp) * (1.0 + own_piece / peers) / efficiency
 
 
 # --- computing ---------------------------------------------------------------------------
@@ -150,7 +159,8 @@ class Rates(NamedTuple):
 class GroupedRates(NamedTuple):
     """What a fused MoE runs at: FLOP/s and B/s of its GEMMs, seconds before and after them.
 
-    `tile`: rows to which each expert's are rounded up; `passes_bytes_per_s`: of what is no GEMM.
+    `tile`: most rows of a tile; `passes_bytes_per_s`: of what is no GEMM; `spare`: rows up to which
+    a tile is to hold twice the mean load; `depth_s`: per doubling of 1 + k / 512.
     """
 
     flops_per_s: float
@@ -161,6 +171,9 @@ class GroupedRates(NamedTuple):
     passes_bytes_per_s: float
     weight_bytes: float = 2.0
     input_bytes: float = 2.0
+    l2_bytes_per_s: float = math.inf
+    spare: int = 0
+    depth_s: float = 0.0
 
 
 def rounded_ridge(compute_s: float, memory_s: float) -> float:
@@ -216,15 +229,24 @@ def fused_moe(
     rows, active = sum(rows_of), sum(1 for rows in rows_of if rows)
     if not rows:
         return 0.0
-    tiles = sum(-(-rows // of.tile) for rows in rows_of) * of.tile
+    lengths = [length for length in (16, 32, 64, 128, 256) if length <= of.tile] or [of.tile]
+    mean = rows / active
+    holding = [n for n in lengths if n >= 2 * mean and 2 * mean <= of.spare]
+    holding += [n for n in lengths if n >= mean and 2 * mean > of.spare]
+    tile = min(holding, default=of.tile)
+    tiles = sum(-(-rows // tile) for rows in rows_of)
     seconds = of.launch_s
     for n, k in ((2 * intermediate, hidden), (hidden, intermediate)):
         moved = active * n * k * of.weight_bytes + rows * (k * of.input_bytes + 2 * n)
-        computed = 2 * tiles * n * (k + of.fill) / of.flops_per_s
-        seconds += rounded_ridge(computed, moved / of.bytes_per_s)
-    # Tokens read and written; rows gathered, added up, and through the activation.
-    moved = 4 * tokens * hidden
-    moved += rows * (hidden * (4 + of.input_bytes) + intermediate * (4 + of.input_bytes))
+        computed = 2 * tiles * tile * n * (k + of.fill) / of.flops_per_s
+        # A tile of 128 columns of the weights reads these and its rows.
+        fed = 128 * of.weight_bytes + tile * of.input_bytes
+        fed *= tiles * n / 128 * (k + of.fill) / of.l2_bytes_per_s
+        seconds += rounded_ridge(max(computed, fed), moved / of.bytes_per_s)
+        seconds += of.depth_s * math.log2(1 + k / 512)
+    # Tokens written, and quantised if need be; rows gathered, added up, and through the activation.
+    moved = tokens * hidden * (2 + (2 + of.input_bytes if of.input_bytes < 2 else 0))
+    moved += rows * (hidden * (2 * of.input_bytes + 2) + intermediate * (4 + of.input_bytes))
     return seconds + moved / of.passes_bytes_per_s
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from simulator.spec.transport import Transport  # noqa: E402
-from simulator.studies.validation.fit import Fitted, prepare  # noqa: E402
+from simulator.spec.transport import Cost, Transport  # noqa: E402
+from simulator.studies.validation.fit import Fitted, prepare, rounded  # noqa: E402
 from simulator.studies.validation.measured import comments  # noqa: E402
 from simulator.studies.validation.sets import DATA, SHIPPED, calibration  # noqa: E402
 from simulator.studies.validation.transport_file import fit_sources, transport_text  # noqa: E402
@@ -80,10 +80,10 @@ def fitted_sources(found: Fitted, key: str, like: Transport) -> tuple[str, ...]:
 
 
 def nccl() -> Transport:
-    """NCCL, with send/recv as the exchange of two ranks."""
+    """NCCL, with send/recv as one message of all-to-all."""
     found = refit("nccl", NCCL)
-    pair = found.transport.costs["alltoall"]["pair"]
-    costs = {**found.transport.costs, "sendrecv": {"direct": pair, "pair": pair}}
+    one = found.transport.costs["alltoall"]["direct"].model_copy(update={"own_piece": 0.0})
+    costs = {**found.transport.costs, "sendrecv": {"direct": one}}
     scales = dict(found.transport.scales)
     scales["A100-SXM-40GB"] = scales["A100-SXM-80GB"]
     return found.transport.model_copy(
@@ -92,7 +92,7 @@ def nccl() -> Transport:
             "scales": scales,
             "sources": (
                 *fitted_sources(found, "nccl", NCCL),
-                "costs.sendrecv: assumption, those of alltoall between two ranks",
+                "costs.sendrecv: assumption, those of alltoall",
                 "scales.A100-SXM-40GB: assumption, those of the 80 GB model, whose NVLink it has",
                 NOT_FITTED,
                 SMS,
@@ -102,10 +102,15 @@ def nccl() -> Transport:
 
 
 def mnnvl(base: Transport) -> Transport:
-    """NCCL's H100 fit, with the in-switch all-reduce of 72 GPUs."""
+    """NCCL's H100 fit, with the in-switch all-reduce of 72 GPUs, and its share of NVLink."""
     found = refit("mnnvl", MNNVL)
     fitted = found.transport.costs["allreduce"]
-    costs = {**base.costs, "allreduce": {**base.costs["allreduce"], **fitted}}
+    share = fitted["nvls"].efficiency.nvlink / base.costs["allreduce"]["nvls"].efficiency.nvlink
+    costs = {
+        op: {name: _scaled(cost, share) for name, cost in listed.items()}
+        for op, listed in base.costs.items()
+    }
+    costs["allreduce"] |= fitted
     return found.transport.model_copy(
         update={
             "costs": costs,
@@ -113,12 +118,21 @@ def mnnvl(base: Transport) -> Transport:
                 *fitted_sources(found, "nvl72", MNNVL),
                 "costs.allreduce.nvls.launch: assumption, that of 8 H100 (launch + 7 per_peer of "
                 "nccl.yaml); it is below 1 % of every measured time",
-                "all other costs: assumption, NCCL's fit to 8 H100 behind NVSwitch (nccl.yaml): no "
+                "all other costs: assumption, NCCL's fit to H100 behind NVSwitch (nccl.yaml), "
+                f"efficiency.nvlink x {share:.3f}, as the fitted one is to that of 8 H100: no "
                 "measurement of them on a GB200 NVL72 was found",
                 SMS,
             ),
         }
     )
+
+
+def _scaled(cost: Cost, share: float) -> Cost:
+    """A cost with another share of NVLink."""
+    efficiency = cost.efficiency.model_copy(
+        update={"nvlink": rounded(cost.efficiency.nvlink * share)}
+    )
+    return cost.model_copy(update={"efficiency": efficiency})
 
 
 def low_latency() -> Transport:
@@ -145,6 +159,9 @@ def normal() -> Transport:
                 *fitted_sources(found, "normal", NORMAL),
                 DEEPEP_BYTES.format(header=""),
                 "sms: 24, as in the fitted rows and in DeepEP's tests",
+                "relay_rate: what 24 SMs move over NVLink between two nodes, fitted; that the rows "
+                "wait for them, not for the network, the same kernels on fewer SMs show: 16 SMs "
+                "take 1.4 times as long as 24, 4 SMs 5 times",
                 "the notify kernel, which exchanges counts before a dispatch, is not in it",
             )
         }

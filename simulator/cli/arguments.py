@@ -67,6 +67,7 @@ def run(parser: Parser) -> None:
         metavar="N",
         help="how many steps the Chrome traces in --out hold (default 4, none with 0)",
     )
+    add_plotlyjs(parser, "of the report in --out")
     add_json(parser, "print the summary as one JSON object")
 
 
@@ -134,7 +135,7 @@ def collective(parser: Parser) -> None:
         "--algorithm",
         default="auto",
         metavar="A",
-        help="direct, two-tier, ring, tree, nvls or pair (default auto: the fastest for each row)",
+        help="direct, two-tier, ring, tree or nvls (default auto: the fastest for each row)",
     )
     add_set(parser)
     add_json(parser, "print a list of rows as JSON")
@@ -263,12 +264,7 @@ def show(parser: Parser) -> None:
         metavar="FILE",
         help="with a topology or a plan: also draw it, as a web page in this file",
     )
-    parser.add_argument(
-        "--plotlyjs",
-        metavar="WHERE",
-        help="with --html: inline (default, 5 MB, one file), cdn (loaded from the network) or "
-        "directory (plotly.min.js beside FILE)",
-    )
+    add_plotlyjs(parser, "of the page of --html")
     add_json(parser, "print one JSON object, in SI units")
 
 
@@ -344,6 +340,16 @@ def add_set(parser: Parser) -> None:
         metavar="KEY.PATH=VALUE",
         dest="overrides",
         help='replace one key, as in --set build.nvlink.bandwidth="900 GB/s"; may be repeated',
+    )
+
+
+def add_plotlyjs(parser: Parser, of: str) -> None:
+    """Add `--plotlyjs`; of: the page that it is of, as the help begins with it."""
+    parser.add_argument(
+        "--plotlyjs",
+        metavar="HOW",
+        help=f"{of}: where it has its charts' library from: inline (5 MB, needs nothing else; the "
+        "default), directory (plotly.min.js beside it) or cdn (the network)",
     )
 
 

@@ -11,6 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simulator.cli.arguments import Parser, add_plotlyjs
 from simulator.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ MAX_SIZES_BYTES = 64 << 20
 SMALLEST_SIZE, LARGEST_SIZE = 1e-6, 1e6
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: Parser) -> None:
     """`cache`."""
     parser.add_argument(
         "trace", metavar="TRACE", help="a shipped name, or a path of a trace or a recording"
@@ -71,12 +72,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--html", metavar="FILE", help="also draw hit rate over capacity, as a web page"
     )
-    parser.add_argument(
-        "--plotlyjs",
-        metavar="WHERE",
-        help="with --html: inline (default, 5 MB, one file), cdn (loaded from the network) or "
-        "directory (plotly.min.js beside FILE)",
-    )
+    add_plotlyjs(parser, "of the page of --html")
     parser.add_argument("--json", action="store_true", help="print a list of rows")
 
 

@@ -10,6 +10,7 @@ import sys
 from argparse import Namespace
 
 from simulator.cli.output import print_json, progress_bar, say, width
+from simulator.cli.pages import report_plotlyjs
 from simulator.errors import InputError
 from simulator.results.text import lay_out
 
@@ -29,6 +30,7 @@ def run(options: Namespace) -> None:
     ]
     if absent:
         raise InputError("\n".join(absent))
+    plotlyjs = report_plotlyjs(options.out, options.plotlyjs)
     with progress_bar() as progress:
         result = simulate(
             options.topology,
@@ -38,6 +40,7 @@ def run(options: Namespace) -> None:
             seed=options.seed,
             out=options.out,
             trace_steps=options.trace_steps,
+            plotlyjs=plotlyjs,
             progress=progress,
             say=say,
         )

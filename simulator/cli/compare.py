@@ -6,7 +6,8 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from simulator.cli.arguments import Parser, add_json
+from simulator.cli.arguments import Parser, add_json, add_plotlyjs
+from simulator.cli.pages import check_html
 from simulator.errors import InputError
 
 
@@ -20,6 +21,10 @@ def arguments(parser: Parser) -> None:
         action="store_true",
         help="of traces: take operators on the CPU for kernels, where no GPU was recorded",
     )
+    parser.add_argument(
+        "--html", metavar="FILE", help="also draw the comparison, as a web page in this file"
+    )
+    add_plotlyjs(parser, "of the page of --html")
     add_json(parser, "print a list of rows as JSON")
 
 
@@ -30,8 +35,14 @@ def run(options: Namespace) -> None:
     from simulator.results.compare import compare, json_rows
     from simulator.results.compare_text import render
 
+    plotlyjs = check_html("compare", options.html, options.plotlyjs)
     a, b = (read_any(Path(name), options.cpu) for name in (options.a, options.b))
     found = compare(a, b)
+    if options.html is not None:
+        from simulator.results.compare_page import render_comparison
+        from simulator.results.page import write_page
+
+        write_page(Path(options.html), render_comparison(found, plotlyjs), plotlyjs)
     if options.json:
         print_json(json_rows(found))
     else:

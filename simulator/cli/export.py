@@ -49,6 +49,8 @@ def run(options: Namespace) -> None:
     asked = None if options.steps is None else _range("--steps", options.steps)
     ranks = None if options.ranks is None else _range("--ranks", options.ranks)
     most = MOST_SPANS if options.max_spans is None else options.max_spans
+    if not path.is_dir():
+        raise InputError(f"{path}: is no directory of a run; give one kept with --out")
     if files.requests.exists():
         raise InputError(f"{path}: a serving run keeps no spans, so there is nothing to export")
     table = read_table(files.steps, STEP_SCHEMA)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simulator.cli.pages import check_html
 from simulator.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,18 +16,9 @@ if TYPE_CHECKING:
 
 def check(what: str, path: str | None, plotlyjs: str | None) -> None:
     """Raise InputError if there is nothing to draw, or if FILE cannot be a new file."""
-    from simulator.cli.flows import check_fresh
-    from simulator.results.page import PLOTLYJS
-    from simulator.spec.units import did_you_mean
-
     if what not in ("topology", "plan"):
         raise InputError(f"show {what}: --html draws a topology or a plan; leave it out")
-    if path is None:
-        raise InputError(f"show {what}: --plotlyjs goes with --html FILE")
-    if plotlyjs is not None and plotlyjs not in PLOTLYJS:
-        hint = did_you_mean(plotlyjs, list(PLOTLYJS))
-        raise InputError(f"--plotlyjs: no {plotlyjs!r}{hint}; write {', '.join(PLOTLYJS)}")
-    check_fresh(path)
+    check_html(f"show {what}", path, plotlyjs)
 
 
 def draw(

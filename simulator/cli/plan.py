@@ -35,7 +35,7 @@ def shown(topology: str | None, workload: str | None, overrides: Sequence[str]) 
     from simulator.spec.load import gpu_count, load_inputs
 
     inputs = load_inputs(topology, workload, overrides)
-    plan = plan_of(_without_slots(inputs), gpu_count(inputs.topology))
+    plan = plan_of(_without_slots(inputs), gpu_count(inputs.topology), inputs.topology.gpu)
     as_object = _object(inputs, plan)
     return as_object, _text(inputs, as_object)
 
@@ -61,7 +61,9 @@ def _without_slots(inputs: Inputs) -> Any:
 
 def _object(inputs: Inputs, plan: Plan) -> dict[str, Any]:
     from simulator.model import footprint
-    from simulator.model.plan import ACTIVATION_BYTES, crossings, gpu_bytes
+    from simulator.model.plan import crossings
+    from simulator.model.plan_memory import gpu_bytes, offered_bytes
+    from simulator.model.sizes import ACTIVATION_BYTES
 
     workload, model = inputs.workload, inputs.workload.model
     memory = gpu_bytes(plan, workload)
@@ -83,6 +85,11 @@ def _object(inputs: Inputs, plan: Plan) -> dict[str, Any]:
                 "memory_bytes_per_gpu": memory[stage.gpus[0]],
             }
         )
+        if plan.offload is not None:
+            streamed = plan.streamed[index]
+            each = (offered_bytes(plan, index, layer) for layer in streamed)
+            stages[-1]["streamed_layers"] = list(streamed)
+            stages[-1]["streamed_bytes_per_gpu"] = sum(each)
         for layer in stage.layers:
             wires += [
                 {"stage": index, "layer": layer, **crossing._asdict()}
@@ -110,6 +117,7 @@ def _object(inputs: Inputs, plan: Plan) -> dict[str, Any]:
         "chunks": plan.chunks,
         "steady": plan.steady,
         "sequence_parallel": plan.sequence_parallel,
+        "offload": plan.offload,
         "tokens": tokens,
         "hbm_bytes": inputs.topology.gpu.hbm_capacity_bytes * (1.0 - footprint.RESERVED),
         "stages": stages,
@@ -158,6 +166,7 @@ def _text(inputs: Inputs, shown: dict[str, Any]) -> str:
             "",
             f"memory of a GPU, of {room} after reserve",
             lay_out(("stage", *names, "together"), memory, right=range(1, len(names) + 2)),
+            *_streamed(shown),
             "",
             "across the wires, per micro-batch (bytes per GPU that takes part)",
             lay_out(
@@ -167,6 +176,26 @@ def _text(inputs: Inputs, shown: dict[str, Any]) -> str:
             ),
         ]
     )
+
+
+def _streamed(shown: dict[str, Any]) -> list[str]:
+    """What lies in host memory, if anything may."""
+    if shown["offload"] is None:
+        return []
+    what = "routed experts" if shown["offload"] == "experts" else "weights"
+    rows = [
+        (
+            str(stage["stage"]),
+            f"{len(stage['streamed_layers'])} of {len(stage['layers'])}",
+            size(stage["streamed_bytes_per_gpu"]),
+        )
+        for stage in shown["stages"]
+        if stage["streamed_layers"]
+    ]
+    if not rows:
+        return ["", f"in host memory: nothing, the {what} of all layers fit"]
+    title = f"in host memory: {what}, streamed to a GPU for every micro-batch"
+    return ["", title, lay_out(("stage", "layers", "bytes"), rows, right=(1, 2))]
 
 
 def _wires(wires: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:

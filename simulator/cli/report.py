@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from argparse import Namespace
 from pathlib import Path
 
-from simulator.cli.arguments import Parser
+from simulator.cli.arguments import Parser, add_plotlyjs
+from simulator.cli.pages import plotlyjs_of
 from simulator.errors import InputError
-
-PLOTLYJS = ("inline", "directory", "cdn")
 
 
 def arguments(parser: Parser) -> None:
@@ -24,23 +24,14 @@ def arguments(parser: Parser) -> None:
         help="the steps of the timeline (default: the first measured ones, as many as one page "
         "can show)",
     )
-    parser.add_argument(
-        "--plotlyjs",
-        metavar="HOW",
-        help="where the page has its charts' library from: inline (5 MB, needs nothing else; the "
-        "default), directory (plotly.min.js beside it) or cdn (the network)",
-    )
+    add_plotlyjs(parser, "of the page")
 
 
 def run(options: Namespace) -> None:
     """Write the report and say where it is."""
     from simulator.cli.flows import check_fresh
-    from simulator.spec.units import did_you_mean
 
-    plotlyjs = options.plotlyjs or "inline"
-    if plotlyjs not in PLOTLYJS:
-        hint = did_you_mean(plotlyjs, list(PLOTLYJS))
-        raise InputError(f"--plotlyjs: no {plotlyjs!r}{hint}; write {', '.join(PLOTLYJS)}")
+    plotlyjs = plotlyjs_of(options.plotlyjs)
     steps = None if options.steps is None else _steps(options.steps)
     path = Path(options.run)
     if not path.is_dir():
@@ -50,7 +41,11 @@ def run(options: Namespace) -> None:
 
     from simulator.reporting import write_report
 
-    print(write_report(path, options.output, plotlyjs=plotlyjs, steps=steps))
+    faults: list[str] = []
+    print(write_report(path, options.output, plotlyjs=plotlyjs, steps=steps, say=faults.append))
+    if faults:
+        sys.stdout.flush()
+        raise InputError("\n".join(faults))
 
 
 def _steps(text: str) -> tuple[int, int]:

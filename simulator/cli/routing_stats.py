@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simulator.cli.arguments import Parser, add_plotlyjs
+from simulator.cli.pages import check_html
 from simulator.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 MAX_CAPACITIES = 32
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: Parser) -> None:
     """`routing-stats`."""
     parser.add_argument(
         "trace",
@@ -31,12 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--html", metavar="FILE", help="also draw the figures, as a web page in this file"
     )
-    parser.add_argument(
-        "--plotlyjs",
-        metavar="WHERE",
-        help="with --html: inline (default, 5 MB, one file), cdn (loaded from the network) or "
-        "directory (plotly.min.js beside FILE)",
-    )
+    add_plotlyjs(parser, "of the page of --html")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -46,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     from simulator.spec.find import find
 
     asked = None if options.capacity is None else _capacities(options.capacity)
-    _check_html(options.html, options.plotlyjs)
+    check_html("routing-stats", options.html, options.plotlyjs)
     # Some engines leave a folder with a file of loads for each GPU.
     folder = Path(options.trace).expanduser()
     path = folder if folder.is_dir() else find("trace", options.trace)
@@ -219,20 +216,6 @@ def _draw(options: argparse.Namespace, found: dict[str, Any], counts: Counts) ->
     lines += [("quiet", note) for note in found["notes"]]
     page = render_routing_page(name, lines, found, counts.loads, where)
     write_page(Path(options.html), page, where)
-
-
-def _check_html(path: str | None, plotlyjs: str | None) -> None:
-    """Raise InputError if FILE cannot be a new file, or where plotly comes from is not known."""
-    from simulator.cli.flows import check_fresh
-    from simulator.results.page import PLOTLYJS
-    from simulator.spec.units import did_you_mean
-
-    if plotlyjs is not None and path is None:
-        raise InputError("routing-stats: --plotlyjs goes with --html FILE")
-    if plotlyjs is not None and plotlyjs not in PLOTLYJS:
-        hint = did_you_mean(plotlyjs, list(PLOTLYJS))
-        raise InputError(f"--plotlyjs: no {plotlyjs!r}{hint}; write {', '.join(PLOTLYJS)}")
-    check_fresh(path)
 
 
 def _capacities(text: str) -> list[int]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from simulator.cli.arguments import Parser, add_json, add_set, whole
+from simulator.cli.arguments import Parser, add_json, add_plotlyjs, add_set, whole
+from simulator.cli.pages import report_plotlyjs
 from simulator.errors import InputError
 
 
@@ -52,6 +53,7 @@ def arguments(parser: Parser) -> None:
         help="write the run over time (tokens/s, queues, faults) as a page",
     )
     parser.add_argument("--out", metavar="DIR", help="keep the files of the run in this directory")
+    add_plotlyjs(parser, "of the report in --out")
     add_json(parser, "print the summary as one JSON object")
 
 
@@ -71,6 +73,7 @@ def run(options: Namespace) -> None:
         options.overrides = [*options.overrides, "requests.skip_bad=true"]
     if options.repeat < 1:
         raise InputError("--repeat 0: at least one run")
+    plotlyjs = report_plotlyjs(options.out, options.plotlyjs)
     if options.repeat > 1 and options.out is not None:
         raise InputError("--repeat goes without --out: each run would leave its own files")
     if options.html is not None:
@@ -108,6 +111,7 @@ def run(options: Namespace) -> None:
             seed=options.seed,
             out=options.out,
             html=options.html,
+            plotlyjs=plotlyjs,
             progress=progress,
             **given,
         )

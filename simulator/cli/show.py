@@ -238,12 +238,13 @@ def _memory(inputs: Inputs) -> tuple[dict[str, float], str]:
     """Bytes on the fullest GPU by part, and the table of them."""
     from simulator.engine.layout import gpu_memory, layout_of
     from simulator.model import footprint
-    from simulator.model.plan import gpu_bytes, needs_plan, plan_of
+    from simulator.model.plan import needs_plan, plan_of
+    from simulator.model.plan_memory import gpu_bytes
 
     found, cluster = inputs.workload, inputs.topology
     count = gpu_count(cluster)
     if needs_plan(found):
-        every = gpu_bytes(plan_of(found, count), found)
+        every = gpu_bytes(plan_of(found, count, cluster.gpu), found)
         parts = max(every, key=lambda one: sum(one.values()))
     else:
         parts = gpu_memory(found, layout_of(found, count, cluster.name), 0)

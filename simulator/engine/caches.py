@@ -65,7 +65,9 @@ def caches_of(
     lend = bool((roads.from_peer >= 0).any())
     told = predictor in {prefetch.PREFETCHERS[name] for name in prefetch.ORACLES}
     known = predictor is None or predictor in prefetch.PREFETCHERS.values()
-    if known and suits(maker, pool, lend, yields):
+    steps = workload.traffic.warmup_steps + workload.traffic.steps
+    units = steps * shape.layers * shape.gpus * shape.microbatches
+    if known and suits(maker, pool, lend, yields, units):
         first = workload.expert_order == "resident-first"
         laid = Laid(maker, pool, routes, wire_bytes, first, predictor, predicting, depth)
         memories = Memories(driver, shape, compute, laid)

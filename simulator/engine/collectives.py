@@ -32,7 +32,8 @@ class Phase(NamedTuple):
     source, target: int32 [flows], ranks, or ranks + i for the i-th of `extra`, node names that are
     no ranks. A flow is `messages` messages of `message_bytes` each (float64 [flows]) from one end
     to another; a fraction of a message where each is cut over several rings or trees, as over the
-    channels of a transport. waits: float64 [flows], how often the latency of this flow's path
+    channels of a transport; what goes over a hop piece after piece is one message. waits:
+    float64 [flows], how often the latency of this flow's path
     is paid on top, because bytes go on only where others have arrived; a fraction where several
     flows stand for the same hop.
     """
@@ -139,7 +140,7 @@ def _around(ranks: Ranks, size_bytes: float, steps: int) -> list[Phase]:
     ends = [end for ring in found for end in ring]
     # A ring that hands over to the GPU beside the NIC has more hops than ranks.
     hops = steps * len(ends) / len(found) / ranks.size
-    return [_phase(ends, size_bytes / ranks.size, steps / len(found), hops)]
+    return [_phase(ends, steps * size_bytes / ranks.size, 1 / len(found), hops)]
 
 
 def tree(ranks: Ranks, size_bytes: float) -> list[Phase]:
@@ -194,29 +195,13 @@ def nvls(ranks: Ranks, size_bytes: float) -> list[Phase]:
         raise InputError("nvls needs all ranks on one NVSwitch")
     n = ranks.size
     ends = [(rank, n) for rank in range(n)] + [(n, rank) for rank in range(n)]
-    return [_phase(ends, size_bytes / n, n + 1, 4.0, (ranks.switch,))]
+    return [_phase(ends, size_bytes * (n + 1) / n, 1.0, 4.0, (ranks.switch,))]
 
 
 def next_rank(ranks: Ranks, size_bytes: float) -> list[Phase]:
     """Every rank sends to the next and receives from the one before, as nccl-tests' sendrecv."""
     n = ranks.size
     return [_phase([(rank, (rank + 1) % n) for rank in range(n)], size_bytes)]
-
-
-def pair_whole(ranks: Ranks, size_bytes: float) -> list[Phase]:
-    """Two ranks send each other all the bytes, as one message."""
-    return _exchange(ranks, size_bytes)
-
-
-def pair_half(ranks: Ranks, size_bytes: float) -> list[Phase]:
-    """Two ranks send each other half of the bytes, as one message."""
-    return _exchange(ranks, size_bytes / 2)
-
-
-def _exchange(ranks: Ranks, message_bytes: float) -> list[Phase]:
-    if ranks.size != 2:
-        raise InputError(f"pair is for 2 ranks, not {ranks.size}")
-    return [_phase([(0, 1), (1, 0)], message_bytes)]
 
 
 # --- tokens ------------------------------------------------------------------------------
@@ -299,11 +284,11 @@ def _tiers(ranks: Ranks, pairs: Floats, nodes: Floats, item_bytes: float, packed
 Collective = Callable[..., list[Phase]]
 
 COLLECTIVES: dict[str, dict[str, Collective]] = {
-    "alltoall": {"direct": direct, "two-tier": two_tier, "pair": pair_half},
-    "allreduce": {"ring": ring_allreduce, "tree": tree, "nvls": nvls, "pair": pair_whole},
-    "allgather": {"ring": ring_half, "direct": direct, "pair": pair_half},
-    "reducescatter": {"ring": ring_half, "direct": direct, "pair": pair_half},
-    "sendrecv": {"direct": next_rank, "pair": pair_whole},
+    "alltoall": {"direct": direct, "two-tier": two_tier},
+    "allreduce": {"ring": ring_allreduce, "tree": tree, "nvls": nvls},
+    "allgather": {"ring": ring_half, "direct": direct},
+    "reducescatter": {"ring": ring_half, "direct": direct},
+    "sendrecv": {"direct": next_rank},
     "dispatch": {"direct": dispatch_direct, "two-tier": dispatch_two_tier},
     "combine": {"direct": combine_direct, "two-tier": combine_two_tier},
 }

@@ -9,8 +9,11 @@ of a send's transfer for the operation that receives it.
 
 *Flows.* A transfer waits its path's latency, then moves its bytes at the rate that max-min
 fairness gives it among the transfers sharing each link (progressive filling: Bertsekas & Gallager,
-Data Networks, 2nd ed., section 6.5.2). All that changes at one instant is one solve, which
-begins at the first round that the change can reach. With `epsilon` above 0, a transfer that lacks
+Data Networks, 2nd ed., section 6.5.2). A *round* of it freezes all flows of a link that are not yet
+frozen, at an equal share of what the others left of it; that is their max-min rate if no other
+link of theirs then has less for each, so rounds need not go by rate over the whole network.
+All that changes at one instant is one solve, which begins at the first round that the change can
+reach. With `epsilon` above 0, a transfer that lacks
 no more than that fraction of the time since it began ends together with the one that ends now.
 
 *Weighted* flows (`counts[WEIGHTED]`): a flow of rate r takes w r of a link, with a weight w per
@@ -37,18 +40,23 @@ gives them names and shapes, as the tuple `Net`:
     began   float64 [flows]      when it came onto its links (s)
     flow_i  int32   [flows, 5]   route, operation, receiver, source GPU, place in `active`
     active  int32   [flows]      weighted: flows on links
-    way     int32   [flows << SHIFT]  the round that froze it, number of links, then link and place
-                                 in `line` of each (weighted: 1 = frozen in this solve)
+    way     int32   [flows << SHIFT]  link and place in `line` of each link, then -1 (weighted: 1 =
+                                 frozen in this solve)
     line    int32   [places]     flows on each link, as places in `way`: the frozen, in the order in
                                  which they froze, then those that are not
-    spare   float64 [places]     the link's capacity left before the flow in that place froze
-    link_f  float64 [links, 2]   capacity; share of the link at this place of `by_share`
-    link_i  int32   [links, 4]   first place, end, place in `used`, 1 = in `fresh`
+    trail, spare  int32, float64 [places]  what flows took from links as they froze, except from the
+                                 link of the round: link, and what it had left before (B/s)
+    link_f  float64 [links, 4]   capacity; share at this place of `turn`; weighted: left, weights
+    room    float64 [2 links]    left of a link's capacity, and for how many flows; as it was before
+                                 its round
+    link_i  int32   [links, 5]   first place, end, place in `used`, 1 = in `fresh`, its round (only
+                                 if that is still of this link)
     frozen  int32   [links]      end of the frozen ones
     round_f float64 [links, 3]   rounds of the last solve: rate (B/s), when the first flow ends (s),
                                  the same of all rounds so far
-    round_i int32   [links, 2]   link, first place of the flows frozen on it
-    by_share int32  [links]      heap of links by the share of each flow left on them
+    round_i int32   [links, 3]   link, first place of the flows frozen on it, where its trail begins
+    turn    int32   [2 links]    links in the order in which they are tried (weighted: a heap by the
+                                 share of each flow left on them)
     used, fresh int32 [links]    links with flows on them; with flows that came since the last solve
     route_ptr, route_i  int32 [routes + 1], [crossings]   links of each route
     route_w float64 [crossings]  weighted: what a transfer's rate takes of the link, per B/s
@@ -83,25 +91,25 @@ TIMED, SEND, FETCH = 0, 1, 2
 RUNNING, LAST, TELL_IDLE = 0, 1, 2
 BYTES, RATE, SINCE, ENDS = 0, 1, 2, 3
 F_ROUTE, F_OP, F_RECEIVER, F_SOURCE, F_ACTIVE = 0, 1, 2, 3, 4
-ROUND, HOPS_OF, FIRST_HOP = 0, 1, 2
-CAPACITY, SHARE, SPARE, LOAD = 0, 1, 2, 3  # SHARE: by place in `by_share`; last two: weighted
-L_FIRST, L_END, L_USED, L_NEW = 0, 1, 2, 3
+CAPACITY, SHARE, SPARE, LOAD = 0, 1, 2, 3  # SHARE: by place in `turn`; last two: weighted
+L_FIRST, L_END, L_USED, L_NEW, L_ROUND = 0, 1, 2, 3, 4
 R_SHARE, R_ENDS, R_FIRST_END = 0, 1, 2
-R_LINK, R_FROM = 0, 1
+R_LINK, R_FROM, R_TRAIL = 0, 1, 2
 
 # counts: sizes of the tables, then the core's own integers
 OPS, LAID, EDGES, MORE, STREAMS, ROWS, SENDS, FLOWS, LINKS, ROUTES, EVENTS, WORK, PLACES = range(13)
 CROSSINGS, SHIFT = 13, 14  # SHIFT: log2 of the length of a flow's row in `way`
 SIZES = 15
 N_USED, N_HEAP, N_ROUNDS, N_NEW, N_FREE, N_SEQUENCE, N_ENDED, N_MORE, N_WORK = range(15, 24)
-N_SOLVES, N_RATES, N_CHANGED, N_ACTIVE, WEIGHTED = range(24, 29)
-COUNTS = 29
+N_SOLVES, N_RATES, N_CHANGED, N_ACTIVE, WEIGHTED, N_TURNS, N_TRAIL = range(24, 31)
+COUNTS = 31
 PRESENT, NEXT_EVENT, BUSY_SINCE, EPSILON = range(4)
 
 # Actions on an operation, and kinds of event: one thing less to wait for; queue it on its stream;
 # start it; it has ended; its transfers, or one of them, go on the wire.
 COUNT, JOIN, START_IT, FINISH, BEGIN, FLOW = 0, 1, 2, 3, 4, 5
 MANY = 1 << 30  # events after which their numbers start again, between two steps
+ROUNDING = 1e-15  # a share less than another by this part of it is as much
 SAME_INSTANT = 2e-15  # times nearer than this fraction of the clock are one instant (rounding)
 
 
@@ -123,13 +131,15 @@ class Net(NamedTuple):
     active: Ints
     way: Ints
     line: Ints
+    trail: Ints
     spare: Floats
     link_f: Floats
+    room: Floats
     link_i: Ints
     frozen: Ints
     round_f: Floats
     round_i: Ints
-    by_share: Ints
+    turn: Ints
     used: Ints
     fresh: Ints
     route_ptr: Ints
@@ -152,12 +162,12 @@ def buffers(sizes: list[int]) -> tuple[Floats, Ints, Longs]:
     ops, laid, edges, more, streams, rows, sends, flows, links, routes, events, work = sizes[:12]
     places, crossings, shift = sizes[12:]
     floats = np.zeros(
-        5 * ops + sends + 5 * flows + places + 7 * links + routes + crossings + events + 4
+        5 * ops + sends + 5 * flows + places + 9 * links + routes + crossings + events + 4
     )
     ints = np.zeros(
         11 * ops + laid + 1 + edges + 2 * more + 4 * streams + rows + 1 + 2 * sends
-        + 8 * flows + (flows << shift) + places + 10 * links + routes + 1 + crossings + 3 * events
-        + 3 * work,
+        + 8 * flows + (flows << shift) + 2 * places + 13 * links + routes + 1 + crossings
+        + 3 * events + 3 * work,
         dtype=np.int32,
     )  # fmt: skip
     counts = np.zeros(COUNTS, dtype=np.int64)
@@ -176,10 +186,11 @@ def views(floats: Floats, ints: Ints, counts: Longs) -> Net:
     f3 = f2 + 4 * flows
     f4 = f3 + places
     f5 = f4 + 4 * links
-    f6 = f5 + 3 * links
-    f7 = f6 + routes
-    f8 = f7 + crossings
-    f9 = f8 + events
+    f6 = f5 + 2 * links
+    f7 = f6 + 3 * links
+    f8 = f7 + routes
+    f9 = f8 + crossings
+    f10 = f9 + events
     i1 = 9 * ops
     i2 = i1 + laid + 1
     i3 = i2 + edges
@@ -192,18 +203,19 @@ def views(floats: Floats, ints: Ints, counts: Longs) -> Net:
     i10 = i9 + flows
     i11 = i10 + (flows << shift)
     i12 = i11 + places
-    i13 = i12 + 4 * links
-    i24 = i13 + links
-    i14 = i24 + 2 * links
+    i13 = i12 + places
+    i14 = i13 + 5 * links
     i15 = i14 + links
-    i16 = i15 + links
-    i17 = i16 + links
-    i18 = i17 + routes + 1
-    i19 = i18 + crossings
-    i20 = i19 + 3 * events
-    i21 = i20 + flows
-    i22 = i21 + flows
-    i23 = i22 + 3 * work
+    i16 = i15 + 3 * links
+    i17 = i16 + 2 * links
+    i18 = i17 + links
+    i19 = i18 + links
+    i20 = i19 + routes + 1
+    i21 = i20 + crossings
+    i22 = i21 + 3 * events
+    i23 = i22 + flows
+    i24 = i23 + flows
+    i25 = i24 + 3 * work
     return Net(
         op_f=floats[:f1].reshape(ops, 5),
         op_i=ints[:i1].reshape(ops, 9),
@@ -220,34 +232,36 @@ def views(floats: Floats, ints: Ints, counts: Longs) -> Net:
         active=ints[i9:i10],
         way=ints[i10:i11],
         line=ints[i11:i12],
+        trail=ints[i12:i13],
         spare=floats[f3:f4],
         link_f=floats[f4:f5].reshape(links, 4),
-        link_i=ints[i12:i13].reshape(links, 4),
-        frozen=ints[i13:i24],
-        round_f=floats[f5:f6].reshape(links, 3),
-        round_i=ints[i24:i14].reshape(links, 2),
-        by_share=ints[i14:i15],
-        used=ints[i15:i16],
-        fresh=ints[i16:i17],
-        route_ptr=ints[i17:i18],
-        route_i=ints[i18:i19],
-        route_w=floats[f7:f8],
-        route_f=floats[f6:f7],
-        heap_f=floats[f8:f9],
-        heap_i=ints[i19:i20].reshape(events, 3),
-        gone=ints[i20:i21],
-        free=ints[i21:i22],
-        work=ints[i22:i23].reshape(work, 3),
-        ended=ints[i23 : i23 + ops + streams],
-        clock=floats[f9 : f9 + 4],
-        began=floats[f9 + 4 : f9 + 4 + flows],
+        room=floats[f5:f6],
+        link_i=ints[i13:i14].reshape(links, 5),
+        frozen=ints[i14:i15],
+        round_f=floats[f6:f7].reshape(links, 3),
+        round_i=ints[i15:i16].reshape(links, 3),
+        turn=ints[i16:i17],
+        used=ints[i17:i18],
+        fresh=ints[i18:i19],
+        route_ptr=ints[i19:i20],
+        route_i=ints[i20:i21],
+        route_w=floats[f8:f9],
+        route_f=floats[f7:f8],
+        heap_f=floats[f9:f10],
+        heap_i=ints[i21:i22].reshape(events, 3),
+        gone=ints[i22:i23],
+        free=ints[i23:i24],
+        work=ints[i24:i25].reshape(work, 3),
+        ended=ints[i25 : i25 + ops + streams],
+        clock=floats[f10 : f10 + 4],
+        began=floats[f10 + 4 : f10 + 4 + flows],
         counts=counts,
     )
 
 
 def row_shift(hops: int) -> int:
     """SHIFT for routes of at most this many links."""
-    return (FIRST_HOP + 2 * hops - 1).bit_length()
+    return (2 * hops - 1).bit_length()
 
 
 def connect(net: Net, capacity: Floats, flows: NDArray[np.int64]) -> None:
@@ -259,7 +273,8 @@ def connect(net: Net, capacity: Floats, flows: NDArray[np.int64]) -> None:
     net.link_i[:, L_FIRST] = np.cumsum(flows + 1) - (flows + 1)
     net.link_i[:, L_END] = net.link_i[:, L_FIRST]
     net.frozen[:] = net.link_i[:, L_FIRST]
-    net.spare[net.link_i[:, L_FIRST]] = capacity
+    net.room[::2] = capacity
+    net.room[1::2] = 0.0
 
 
 inlined_views = inlined(views)  # for compiled functions; Python calls the plain one
@@ -337,6 +352,7 @@ def _enter(net: Net, flow: int, now: float) -> None:
     flow_f = net.flow_f
     way = net.way
     line = net.line
+    room = net.room
     link_i = net.link_i
     route_ptr = net.route_ptr
     route_i = net.route_i
@@ -354,11 +370,9 @@ def _enter(net: Net, flow: int, now: float) -> None:
         return
     if counts[N_USED] == 0:
         clock[BUSY_SINCE] = now
-    row = flow << counts[SHIFT]
-    way[row + ROUND] = counts[LINKS]
-    way[row + HOPS_OF] = route_ptr[route + 1] - route_ptr[route]
     counts[N_CHANGED] = 1
-    hop = row + FIRST_HOP
+    hop = flow << counts[SHIFT]
+    beyond = (flow + 1) << counts[SHIFT]
     for h in range(route_ptr[route], route_ptr[route + 1]):
         link = route_i[h]
         at = link_i[link, L_END]
@@ -371,10 +385,14 @@ def _enter(net: Net, flow: int, now: float) -> None:
         line[at] = hop
         hop += 2
         link_i[link, L_END] = at + 1
+        room[2 * link + 1] += 1.0
         if link_i[link, L_NEW] == 0:
             link_i[link, L_NEW] = 1
             fresh[counts[N_NEW]] = link
             counts[N_NEW] += 1
+    while hop < beyond:
+        way[hop] = -1
+        hop += 2
 
 
 @inlined
@@ -407,23 +425,52 @@ def _enter_weighted(net: Net, flow: int, now: float) -> None:
 
 @inlined
 def _thaw(net: Net, first: int) -> None:
-    """Undo the rounds of the solve from `first` on, last round first."""
-    way = net.way
-    line = net.line
+    """Undo the rounds of the solve from `first` on."""
     frozen = net.frozen
     round_i = net.round_i
     counts = net.counts
-    shift = np.uint64(counts[SHIFT])
-    while counts[N_ROUNDS] > first:
-        counts[N_ROUNDS] -= 1
-        r = counts[N_ROUNDS]
-        for at in range(round_i[r, R_FROM], frozen[round_i[r, R_LINK]]):
-            row = np.uint64((np.uint64(line[at]) >> shift) << shift)
-            hop = np.uint64(row + np.uint64(FIRST_HOP))
-            beyond = np.uint64(hop + np.uint64(2 * way[row + np.uint64(HOPS_OF)]))
-            while hop < beyond:  # its own link is among them
-                frozen[np.uint64(way[hop])] -= 1
-                hop = np.uint64(hop + np.uint64(2))
+    if first >= counts[N_ROUNDS]:
+        return
+    for r in range(first, counts[N_ROUNDS]):
+        frozen[round_i[r, R_LINK]] = round_i[r, R_FROM]
+    counts[N_ROUNDS] = first
+    _give_back(net, round_i[first, R_TRAIL])
+
+
+@inlined
+def _give_back(net: Net, first: int) -> None:
+    """Undo what flows took from links, from `first` of the trail on."""
+    trail = net.trail
+    spare = net.spare
+    room = net.room
+    frozen = net.frozen
+    counts = net.counts
+    for i in range(counts[N_TRAIL] - 1, first - 1, -1):
+        at = np.uint64(i)
+        link = np.uint64(trail[at])
+        left = np.uint64(link << np.uint64(1))
+        room[left] = spare[at]
+        room[left | np.uint64(1)] += 1.0
+        frozen[link] -= 1
+    counts[N_TRAIL] = first
+
+
+@inlined
+def _round_of(net: Net, flow: int) -> int:
+    """The round that froze a flow; if none did, as many as there are."""
+    way = net.way
+    link_i = net.link_i
+    round_i = net.round_i
+    counts = net.counts
+    rounds: int = counts[N_ROUNDS]
+    for hop in range(flow << counts[SHIFT], (flow + 1) << counts[SHIFT], 2):
+        link = way[hop]
+        if link < 0:
+            break
+        r: int = link_i[link, L_ROUND]
+        if r < rounds and round_i[r, R_LINK] == link and way[hop + 1] >= round_i[r, R_FROM]:
+            return r
+    return rounds
 
 
 @inlined
@@ -433,6 +480,7 @@ def _leave(net: Net, flow: int) -> None:
     """
     way = net.way
     line = net.line
+    room = net.room
     link_i = net.link_i
     used = net.used
     free = net.free
@@ -443,17 +491,18 @@ def _leave(net: Net, flow: int) -> None:
         _leave_weighted(net, flow)
         return
     counts[N_CHANGED] = 1
-    row = flow << counts[SHIFT]
-    _thaw(net, way[row + ROUND])
-    for h in range(way[row + HOPS_OF]):
-        hop = row + FIRST_HOP + 2 * h
+    _thaw(net, _round_of(net, flow))
+    for hop in range(flow << counts[SHIFT], (flow + 1) << counts[SHIFT], 2):
         link = way[hop]
+        if link < 0:
+            break
         end = link_i[link, L_END] - 1
         link_i[link, L_END] = end
-        at = way[hop + 1]
-        moved = line[end]
-        line[at] = moved
-        way[moved + 1] = at
+        room[2 * link + 1] -= 1.0
+        for at in range(way[hop + 1], end):  # the others keep their order: they freeze in it again
+            moved = line[at + 1]
+            line[at] = moved
+            way[moved + 1] = at
         if end == link_i[link, L_FIRST]:
             counts[N_USED] -= 1
             last = used[counts[N_USED]]
@@ -483,33 +532,32 @@ def _leave_weighted(net: Net, flow: int) -> None:
 
 @inlined
 def _first_changed(net: Net, link: int) -> int:
-    """The first round that flows new on this link change: the link has less for each than it."""
-    way = net.way
+    """The first round that flows new on this link change: its own, or one that gave a flow more
+    than the link now has for each.
+    """
+    flow_f = net.flow_f
     line = net.line
-    spare = net.spare
     link_i = net.link_i
-    round_f = net.round_f
     round_i = net.round_i
+    counts = net.counts
     end = link_i[link, L_END]
-    frozen = net.frozen[link]
-    shift = net.counts[SHIFT]
-    r = 0
-    for at in range(link_i[link, L_FIRST], frozen + 1):
-        share = spare[at] / (end - at) if end > at else np.inf
-        last = net.counts[N_ROUNDS] - 1
-        if at < frozen:
-            last = way[(line[at] >> shift << shift) + ROUND]
-        while r <= last:
-            if round_f[r, R_SHARE] > share or round_i[r, R_LINK] == link:
-                return r
-            r += 1
-    return r
+    left = net.link_f[link, CAPACITY]
+    for at in range(link_i[link, L_FIRST], net.frozen[link]):
+        flow = line[at] >> counts[SHIFT]
+        rate = flow_f[flow, RATE]
+        if left < rate * (1.0 - ROUNDING) * (end - at):
+            return _round_of(net, flow)
+        left -= rate
+    r: int = link_i[link, L_ROUND]
+    if r < counts[N_ROUNDS] and round_i[r, R_LINK] == link:
+        return r
+    return counts[N_ROUNDS]  # type: ignore[no-any-return]
 
 
 @inlined
 def _sink(net: Net, i: int, n: int, link: int, share: float) -> None:
-    """Put a link into the heap `by_share` of n links, at place i or below."""
-    by_share = net.by_share
+    """Put a link into the heap `turn` of n links, at place i or below."""
+    turn = net.turn
     link_f = net.link_f
     while True:
         child = 2 * i + 1
@@ -519,117 +567,197 @@ def _sink(net: Net, i: int, n: int, link: int, share: float) -> None:
             child += 1
         if link_f[child, SHARE] >= share:
             break
-        by_share[i] = by_share[child]
+        turn[i] = turn[child]
         link_f[i, SHARE] = link_f[child, SHARE]
         i = child
-    by_share[i] = link
+    turn[i] = link
     link_f[i, SHARE] = share
 
 
-# Places are unsigned where it counts: numba need not look whether they count from the end.
 @inlined
 def _solve(net: Net, now: float) -> None:
     """Max-min rates by progressive filling, from the first round that may have changed on.
 
-    A round freezes the flows left on the link that has least for each. A link's flows stand in
-    `line` in the order in which they froze, with the link's capacity left before each in `spare`;
-    so a round is undone by moving back the end of the frozen ones.
+    Links are tried in the order of their shares in the last solve. Where another link of a flow has
+    less for each, what the round did is undone and that link tried. This comes to an end, as shares
+    fall from one to the next: strictly, or two links that have the same but for rounding might take
+    turns for ever.
     """
-    flow_f = net.flow_f
-    way = net.way
-    line = net.line
-    spare = net.spare
-    link_f = net.link_f
     link_i = net.link_i
     frozen = net.frozen
     round_f = net.round_f
     round_i = net.round_i
-    by_share = net.by_share
-    used = net.used
     fresh = net.fresh
+    turn = net.turn
+    room = net.room
     counts = net.counts
-    shift = np.uint64(counts[SHIFT])
     for i in range(counts[N_NEW]):
         link_i[fresh[i], L_NEW] = 0
         _thaw(net, _first_changed(net, fresh[i]))
+    turns = _turns(net)
     counts[N_NEW] = 0
     counts[N_CHANGED] = 0
     counts[N_SOLVES] += 1
-    live = 0
-    for i in range(counts[N_USED]):
-        link = used[i]
-        k = frozen[link]
-        n = link_i[link, L_END] - k
-        if n > 0:
-            link_f[live, SHARE] = spare[k] / n
-            by_share[live] = link
-            live += 1
-    for i in range(live // 2 - 1, -1, -1):
-        _sink(net, i, live, by_share[i], link_f[i, SHARE])
     r = counts[N_ROUNDS]
     first_end = round_f[r - 1, R_FIRST_END] if r > 0 else np.inf
-    while live > 0:
-        link = by_share[0]
-        k = frozen[link]
-        end = link_i[link, L_END]
-        share = link_f[0, SHARE]
-        if end > k:
-            now_share = spare[k] / (end - k)
-            if now_share > share:  # shares only rise: look again when it is the least
-                _sink(net, 0, live, link, now_share)
+    for i in range(turns):
+        link = turn[i]
+        while frozen[turn[i]] < link_i[turn[i], L_END]:
+            begin = frozen[link]
+            end = link_i[link, L_END]
+            share = max(room[2 * link] / (end - begin), 0.0)
+            trail = counts[N_TRAIL]
+            less, slack = _freeze(net, begin, end, share, ROUNDING), ROUNDING
+            while less >= 0:
+                _give_back(net, trail)
+                if room[2 * less] / room[2 * less + 1] < share:
+                    break
+                slack *= 16.0  # rounding alone made it less while flows took from it
+                less = _freeze(net, begin, end, share, slack)
+            if less >= 0:
+                link = less
                 continue
-        live -= 1
-        if live > 0:
-            _sink(net, 0, live, by_share[live], link_f[live, SHARE])
-        if end == k:
-            continue
-        share = max(share, 0.0)
-        slowness = 1.0 / share if share > 0.0 else np.inf
-        ends = np.inf
-        for at in range(k, end):
-            first = np.uint64(line[at])
-            flow = np.uint64(first >> shift)
-            row = np.uint64(flow << shift)
-            way[row] = r
-            hops = way[row + np.uint64(HOPS_OF)]
-            hop = np.uint64(row + np.uint64(FIRST_HOP))
-            beyond = np.uint64(hop + np.uint64(2 * hops))
-            if hops == 2:  # the usual case: straight to the one that is not this link's
-                hop = np.uint64(hop + beyond - np.uint64(2) - first)
-                beyond = np.uint64(hop + np.uint64(2))
-            while hop < beyond:
-                other = way[hop]
-                if other != link:
-                    o = np.uint64(other)
-                    to = np.uint64(frozen[o])
-                    was = np.uint64(way[hop + np.uint64(1)])
-                    if was != to:
-                        moved = np.uint64(line[to])
-                        line[was] = moved
-                        way[moved + np.uint64(1)] = was
-                        line[to] = hop
-                        way[hop + np.uint64(1)] = to
-                    spare[to + np.uint64(1)] = spare[to] - share
-                    frozen[o] = to + np.uint64(1)
-                hop = np.uint64(hop + np.uint64(2))
-            if flow_f[flow, RATE] != share:
-                left = flow_f[flow, BYTES] - flow_f[flow, RATE] * (now - flow_f[flow, SINCE])
-                flow_f[flow, BYTES] = left
-                flow_f[flow, SINCE] = now
-                flow_f[flow, RATE] = share
-                flow_f[flow, ENDS] = now + left * slowness if left > 0.0 else now
-            if flow_f[flow, ENDS] < ends:
-                ends = flow_f[flow, ENDS]
-        frozen[link] = end
-        counts[N_RATES] += end - k
-        round_i[r, R_LINK] = link
-        round_i[r, R_FROM] = k
-        round_f[r, R_SHARE] = share
-        round_f[r, R_ENDS] = ends
-        first_end = min(first_end, ends)
-        round_f[r, R_FIRST_END] = first_end
-        r += 1
+            ends = _set_rates(net, begin, end, share, now)
+            frozen[link] = end
+            counts[N_RATES] += end - begin
+            link_i[link, L_ROUND] = r
+            round_i[r, R_LINK] = link
+            round_i[r, R_FROM] = begin
+            round_i[r, R_TRAIL] = trail
+            round_f[r, R_SHARE] = share
+            round_f[r, R_ENDS] = ends
+            first_end = min(first_end, ends)
+            round_f[r, R_FIRST_END] = first_end
+            r += 1
+            link = turn[i]
     counts[N_ROUNDS] = r
+    counts[N_TURNS] = r
+
+
+@inlined
+def _turns(net: Net) -> int:
+    """Put the links to try into `turn`: of the rounds undone, by share, then those with new flows.
+
+    They mostly stand in that order already, so that sorting by insertion is quick.
+    """
+    link_f = net.link_f
+    round_f = net.round_f
+    round_i = net.round_i
+    fresh = net.fresh
+    turn = net.turn
+    counts = net.counts
+    turns = 0
+    for r in range(counts[N_ROUNDS], counts[N_TURNS]):
+        share = round_f[r, R_SHARE]
+        at = turns
+        while at > 0 and link_f[at - 1, SHARE] > share:
+            link_f[at, SHARE] = link_f[at - 1, SHARE]
+            turn[at] = turn[at - 1]
+            at -= 1
+        link_f[at, SHARE] = share
+        turn[at] = round_i[r, R_LINK]
+        turns += 1
+    for i in range(counts[N_NEW]):
+        turn[turns] = fresh[i]
+        turns += 1
+    return turns
+
+
+# Places are unsigned where it counts: numba need not look whether they count from the end.
+@inlined
+def _freeze(net: Net, begin: int, end: int, share: float, slack: float) -> int:
+    """Have the flows in these places of a link take their share from their other links.
+
+    Stops at a link that has less for each, by more than the part `slack` (none if that is above 1),
+    and gives its number; -1: there is none.
+    """
+    way = net.way
+    line = net.line
+    counts = net.counts
+    shift = np.uint64(counts[SHIFT])
+    two = counts[SHIFT] == 2
+    bound = share * (1.0 - slack) if share > 0.0 and slack <= 1.0 else -np.inf
+    trail = np.uint64(counts[N_TRAIL])
+    less = -1
+    for at in range(begin, end):
+        mine = np.uint64(line[np.uint64(at)])
+        if two:  # the usual case: straight to the one that is not this link's
+            hop = np.uint64(mine ^ np.uint64(2))
+            other = way[hop]
+            if other >= 0:
+                if not _take(net, hop, np.uint64(other), share, bound, trail):
+                    less = other
+                    break
+                trail = np.uint64(trail + np.uint64(1))
+            continue
+        hop = np.uint64((mine >> shift) << shift)
+        beyond = np.uint64(hop + (np.uint64(1) << shift))
+        while hop < beyond:
+            other = way[hop]
+            if hop != mine and other >= 0:
+                if not _take(net, hop, np.uint64(other), share, bound, trail):
+                    less = other
+                    break
+                trail = np.uint64(trail + np.uint64(1))
+            hop = np.uint64(hop + np.uint64(2))
+        if less >= 0:
+            break
+    counts[N_TRAIL] = trail
+    return less
+
+
+@inlined
+def _take(
+    net: Net, hop: np.uint64, link: np.uint64, share: float, bound: float, trail: np.uint64
+) -> bool:
+    """Have a flow take its share from one of its links, at `hop` of `way`, and freeze it there.
+
+    Does nothing and gives False if the link has less than `bound` for each.
+    """
+    way = net.way
+    line = net.line
+    room = net.room
+    frozen = net.frozen
+    left = np.uint64(link << np.uint64(1))
+    flows = np.uint64(left | np.uint64(1))
+    before = room[left]
+    if before < bound * room[flows]:
+        return False
+    net.trail[trail] = link
+    net.spare[trail] = before
+    room[left] = before - share
+    room[flows] -= 1.0
+    to = np.uint64(frozen[link])
+    frozen[link] = to + np.uint64(1)
+    was = np.uint64(way[hop + np.uint64(1)])
+    if was != to:
+        moved = np.uint64(line[to])
+        line[was] = moved
+        way[moved + np.uint64(1)] = was
+        line[to] = hop
+        way[hop + np.uint64(1)] = to
+    return True
+
+
+@inlined
+def _set_rates(net: Net, begin: int, end: int, rate: float, now: float) -> float:
+    """Give the flows in these places of `line` a rate; returns when the first of them ends (s)."""
+    flow_f = net.flow_f
+    line = net.line
+    shift = np.uint64(net.counts[SHIFT])
+    slowness = 1.0 / rate if rate > 0.0 else np.inf
+    ends = np.inf
+    for at in range(begin, end):
+        flow = np.uint64(np.uint64(line[np.uint64(at)]) >> shift)
+        if flow_f[flow, RATE] != rate:
+            left = flow_f[flow, BYTES] - flow_f[flow, RATE] * (now - flow_f[flow, SINCE])
+            flow_f[flow, BYTES] = left
+            flow_f[flow, SINCE] = now
+            flow_f[flow, RATE] = rate
+            flow_f[flow, ENDS] = now + left * slowness if left > 0.0 else now
+        if flow_f[flow, ENDS] < ends:
+            ends = flow_f[flow, ENDS]
+    return ends
 
 
 @inlined
@@ -647,7 +775,7 @@ def _solve_weighted(net: Net, now: float) -> None:
     line = net.line
     link_f = net.link_f
     link_i = net.link_i
-    by_share = net.by_share
+    turn = net.turn
     route_ptr = net.route_ptr
     route_i = net.route_i
     route_w = net.route_w
@@ -664,7 +792,7 @@ def _solve_weighted(net: Net, now: float) -> None:
             link = route_i[h]
             at = fill[link]
             if at == link_i[link, L_FIRST]:
-                by_share[live] = link
+                turn[live] = link
                 live += 1
                 link_f[link, SPARE] = link_f[link, CAPACITY]
                 link_f[link, LOAD] = 0.0
@@ -672,14 +800,14 @@ def _solve_weighted(net: Net, now: float) -> None:
             fill[link] = at + 1
             link_f[link, LOAD] += route_w[h]
     for i in range(live):
-        link = by_share[i]
+        link = turn[i]
         link_i[link, L_NEW] = fill[link] - link_i[link, L_FIRST]  # flows not frozen
         fill[link] = link_i[link, L_FIRST]
         link_f[i, SHARE] = link_f[link, SPARE] / link_f[link, LOAD]
     for i in range(live // 2 - 1, -1, -1):
-        _sink(net, i, live, by_share[i], link_f[i, SHARE])
+        _sink(net, i, live, turn[i], link_f[i, SHARE])
     while live > 0:
-        link = by_share[0]
+        link = turn[0]
         share = link_f[0, SHARE]
         if link_i[link, L_NEW] > 0:
             now_share = link_f[link, SPARE] / link_f[link, LOAD]
@@ -688,7 +816,7 @@ def _solve_weighted(net: Net, now: float) -> None:
                 continue
         live -= 1
         if live > 0:
-            _sink(net, 0, live, by_share[live], link_f[live, SHARE])
+            _sink(net, 0, live, turn[live], link_f[live, SHARE])
         if link_i[link, L_NEW] == 0:
             continue
         share = max(share, 0.0)

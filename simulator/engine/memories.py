@@ -21,6 +21,7 @@ from simulator.engine.parts import MicroBatch
 from simulator.engine.shape import Shape
 from simulator.engine.slots import Pool, Told
 from simulator.model.compute import ComputeModel
+from simulator.model.kernels import Rates
 from simulator.policies import eviction, prefetch
 
 Floats = NDArray[np.float64]
@@ -38,15 +39,19 @@ PREDICTORS: dict[prefetch.Maker | None, int] = {
     prefetch.popularity: t.POPULARITY,
     prefetch.markov: t.MARKOV,
 }
+# So many layers x GPUs x micro-batches x steps are worth it: when first used on a machine, the
+# kernels take a minute of processor time to compile, which shorter runs, decided in Python to the
+# same result, do not take themselves.
+WORTH = 100_000
 FEW_PRICES, MOST_PRICES = 64, 1 << 17  # places for the times of grouped kernels
 
 
-def suits(maker: eviction.Maker, pool: Pool, lend: bool, yields: bool) -> bool:
-    """Whether memories of this kind can be these; `lend`: GPUs lend experts to one another,
-    `yields`: prefetches wait for other GPUs' fetches.
+def suits(maker: eviction.Maker, pool: Pool, lend: bool, yields: bool, units: int) -> bool:
+    """Whether memories of this kind can be these, and are worth it; `lend`: GPUs lend experts to
+    one another, `yields`: prefetches wait for other GPUs' fetches, `units`: of the whole run.
     """
     plain = not pool.pooled and pool.sizes is None and pool.budget_bytes is None
-    return maker in POLICIES and plain and not lend and not yields
+    return maker in POLICIES and plain and not lend and not yields and units >= WORTH
 
 
 class Laid(NamedTuple):
@@ -76,7 +81,7 @@ class Memories:
         self._compute = compute
         self._prices = 0
         self._most = 0  # experts that one GPU can be asked for at once
-        self.tables = _tables(shape, compute.grouped.tile, laid)
+        self.tables = _tables(shape, compute.grouped, laid)
         driver.advance = self._advance
 
     def lay(
@@ -237,10 +242,12 @@ class Memories:
             self.tables = m = m._replace(**_prices(min(4 * len(m.price_key), MOST_PRICES)))
         at = kernel.find_price(m, *key)
         m.price_key[at] = key
-        m.price[at] = self._compute.experts_in_all(*key)
+        rows, active, tiles, came = key
+        tile = self._compute.tile_of(rows, active)
+        m.price[at] = self._compute.experts_in_all(rows, active, tile, tiles, came)
 
 
-def _tables(shape: Shape, tile: int, laid: Laid) -> t.Tables:
+def _tables(shape: Shape, grouped: Rates, laid: Laid) -> t.Tables:
     gpus, experts = laid.routes.shape
     layers, slots = laid.pool.layers, laid.pool.slots
     policy = POLICIES[laid.maker]
@@ -268,7 +275,8 @@ def _tables(shape: Shape, tile: int, laid: Laid) -> t.Tables:
         (t.RESIDENT_FIRST, laid.resident_first),
         (t.POLICY, policy),
         (t.HALVE, eviction.AGE_AFTER * slots if aging else 0),
-        (t.TILE, tile),
+        (t.TILE, grouped.tile),
+        (t.SPARE, grouped.spare),
         (t.DEPTH, laid.depth),
         (t.PREDICTOR, predictor),
         (t.FOR_PYTHON, shape.heads if predictor else shape.gates),

@@ -16,6 +16,7 @@ from simulator.engine import memory_tables as t
 from simulator.engine.eviction_kernel import is_idle, loaded, seen, victim
 from simulator.engine.prediction_kernel import learn, predict
 from simulator.engine.shape import CHUNK, PER_CHUNK
+from simulator.model.kernels import LEAST_TILE
 from simulator.policies import cooccurrence
 from simulator.policies.eviction import AHEAD, HIT, LATE, MISS
 
@@ -148,6 +149,25 @@ def _in_order(m: t.Tables, net: core.Net, gpu: int, layer: int, first: int, coun
 
 
 @inlined
+def _tiles(m: t.Tables) -> int:
+    """Tiles of the grouped kernel of the resident experts, as `ComputeModel.experts_by_rows`."""
+    residents = m.at[t.RESIDENTS]
+    if residents == 0:
+        return 0
+    wanted = m.at[t.ROWS] / residents
+    if 2.0 * wanted <= m.of[t.SPARE]:
+        wanted = 2.0 * wanted
+    tile = LEAST_TILE
+    while tile < wanted:
+        tile *= 2
+    tile = min(tile, m.of[t.TILE])
+    tiles = 0
+    for i in range(1, residents + 1):
+        tiles += -(-m.own[-i] // tile)
+    return int(tiles)
+
+
+@inlined
 def _use(m: t.Tables, net: core.Net, count: int, now: float) -> None:
     """Access the experts in `mine`: resident ones are one kernel, the others wait for a fetch."""
     at = m.at
@@ -161,9 +181,7 @@ def _use(m: t.Tables, net: core.Net, count: int, now: float) -> None:
     at[t.COMING] = 0
     at[t.RESIDENTS] = 0
     at[t.ROWS] = 0
-    at[t.TILES] = 0
     late = 0
-    tile = m.of[t.TILE]
     for i in range(count):
         expert = m.mine[i]
         rows = m.mine_rows[i]
@@ -181,7 +199,7 @@ def _use(m: t.Tables, net: core.Net, count: int, now: float) -> None:
         if what == HIT:
             at[t.RESIDENTS] += 1
             at[t.ROWS] += rows
-            at[t.TILES] += -(-rows // tile)
+            m.own[-at[t.RESIDENTS]] = rows  # from the back; those that come stand in front
         else:
             own = _operation(m, net, core.TIMED, gpu, 0, m.alone[rows, 0])
             if what == LATE:
@@ -217,6 +235,7 @@ def _use(m: t.Tables, net: core.Net, count: int, now: float) -> None:
             held[slot, t.USED_BY] += 1
     if at[t.FETCHES]:
         m.added_s[gpu] = now
+    at[t.TILES] = _tiles(m)
     accesses = m.accesses
     at_layer = m.of[t.DENSE] + layer
     accesses[gpu, at_layer, HIT] += at[t.RESIDENTS]

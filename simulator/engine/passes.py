@@ -8,7 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.engine import core
+from simulator.engine.links import Merged, Wires
+from simulator.engine.plan_pass import SYNCS, ChunkOps, ExchangeOps, LayerOps, StageOps, SyncOps
 from simulator.engine.plan_roads import PlanRoads
+from simulator.engine.plan_sends import NOTHING_SENT, Sends, Table
+from simulator.engine.plan_weights import Weights
 from simulator.engine.portions import (
     ExpertTable,
     Portion,
@@ -18,7 +22,7 @@ from simulator.engine.portions import (
     replica_rows,
     sampled_rows,
 )
-from simulator.engine.program import ChunkOps, LayerOps, Program, StageOps, SyncOps
+from simulator.engine.program import Program
 from simulator.engine.step import Sending
 from simulator.model import kernels
 from simulator.model.compute import (
@@ -29,8 +33,8 @@ from simulator.model.compute import (
     beside,
     gemm_rates,
 )
-from simulator.model.plan import ACTIVATION_BYTES, Plan, Stage
-from simulator.model.sizes import dtype_of
+from simulator.model.plan import Plan, Stage
+from simulator.model.sizes import ACTIVATION_BYTES, dtype_of
 from simulator.model.speculative import queries
 from simulator.routing.batches import Batch
 from simulator.spec.load import Inputs
@@ -38,70 +42,57 @@ from simulator.spec.load import Inputs
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
-Table = tuple[Ints, Ints, Floats]
 
 
 class Filled(NamedTuple):
     """A program ready to run.
 
-    op_f float64 [end + 1, 5], op_i int32 [end + 1, 9] and sends as the core has them; rows int64,
-    flops and bytes float64 [end]; route_bytes float64 [rounds, routes]; hits int64 [rounds, layers,
-    gpus], experts with rows; loads int64 [rounds, layers, gpus, experts], rows (None: no experts).
+    op_f float64 [end + 1, 5], op_i int32 [end + 1, 9] and sends as the core has them; collectives
+    that are one flow; mover: the operation that moves what each sends, itself or the collective's,
+    int64 [end]; rows and active (experts with rows) int64, flops and bytes float64 [end];
+    route_bytes float64 [rounds, routes]; loads int64 [rounds, layers, gpus, experts], rows (None:
+    no experts).
     """
 
     op_f: Floats
     op_i: Ints
     sends: Table
+    collectives: list[Merged]
+    mover: Longs
     rows: Longs
+    active: Longs
     flops: Floats
     bytes: Floats
     route_bytes: Floats
-    hits: Longs
     loads: Longs | None
-
-
-class _Sends:
-    """The core's send table while it grows."""
-
-    def __init__(self) -> None:
-        self._ptr = [np.zeros(1, dtype=np.int32)]
-        self._rows: list[Ints] = []
-        self._sizes: list[Floats] = []
-        self._count = 0
-        self._transfers = 0
-
-    def add(self, senders: int, sender: Longs, further: Longs, route: Ints, wire: Floats) -> int:
-        """Transfers sorted by sender; returns the row of sender 0. `further`: receiver's offset."""
-        self._rows.append(np.stack([further, route], axis=1).astype(np.int32))
-        self._sizes.append(wire)
-        ends = self._transfers + np.cumsum(np.bincount(sender, minlength=senders))
-        self._ptr.append(ends.astype(np.int32))
-        self._transfers += len(wire)
-        first = self._count
-        self._count += senders
-        return first
-
-    def table(self) -> Table:
-        rows = np.concatenate([np.zeros((0, 2), dtype=np.int32), *self._rows])
-        return np.concatenate(self._ptr), rows, np.concatenate([np.zeros(0), *self._sizes])
 
 
 class Filler:
     """Fills programs in; keeps the kernel times of each stage from batch to batch."""
 
-    def __init__(self, inputs: Inputs, plan: Plan, program: Program, roads: PlanRoads) -> None:
+    def __init__(
+        self,
+        inputs: Inputs,
+        plan: Plan,
+        program: Program,
+        roads: PlanRoads,
+        weights: Weights,
+        wires: Wires,
+    ) -> None:
         workload = inputs.workload
         traffic = workload.traffic
         self._plan = plan
         self._program = program
         self._roads = roads
+        self._weights = weights
+        self._wires = wires
         self._traffic = traffic
         self._whole = workload.model
         self._once = workload.transport.deduplicate != "none"
         # As in the step engine; sends between stages are left to the copy engines.
         overlapping = workload.overlap != "none"
         held = [
-            workload.transport.sms if overlapping and communicates(stage) else 0
+            workload.transport.sms if overlapping and stage.communicates else 0
             for stage in plan.stages
         ]
         self._compute = [
@@ -129,11 +120,12 @@ class Filler:
         self._op_i[:, core.WAITS] = program.waits
         self._op_i[program.end, core.TELL] = 1
         self._rows = np.zeros(program.end, dtype=np.int64)
+        self._active = np.zeros(program.end, dtype=np.int64)
         self._work = np.zeros((program.end, 2))
-        self._sends = _Sends()
+        self._mover = np.arange(program.end)
+        self._sends = Sends(self._wires)
         rounds, experts, layers = program.rounds, self._whole.moe.experts, self._whole.layers
         self._route_bytes = np.zeros((rounds, roads.routes.count))
-        self._hits = np.zeros((rounds, layers, plan.gpus), dtype=np.int64)
         self._loads = (
             np.zeros((rounds, layers, plan.gpus, experts), dtype=np.int64) if experts else None
         )
@@ -144,11 +136,13 @@ class Filler:
             self._op_f,
             self._op_i,
             self._sends.table(),
+            self._sends.collectives,
+            self._mover,
             self._rows,
+            self._active,
             self._work[:, 0],
             self._work[:, 1],
             self._route_bytes,
-            self._hits,
             self._loads,
         )
 
@@ -211,8 +205,28 @@ class Filler:
                 table = expert_table(self._plan, stage, portion, chunk, ids, self._once)
                 kept[chunk, recorded] = table
             self._experts(round_, base, number, ops.layer, part, table)
+            if part.dispatch is not None and part.combine is not None:
+                like = (base, number, chunk, recorded)
+                to, fro = self._roads.dispatch[number], self._roads.combine[number]
+                self._tokens(round_, base, stage, to, part.dispatch, table.pairs, (*like, 0))
+                self._tokens(round_, base, stage, fro, part.combine, table.pairs.T, (*like, 1))
         for sync in ops.syncs:
             self._sync(round_, base, number, sync, rows)
+        if ops.fetch.size:
+            self._fetch(
+                round_, stage, base + ops.fetch, self._weights.size_bytes[number, ops.layer]
+            )
+
+    def _fetch(self, round_: int, stage: Stage, fetches: Ints, size_bytes: Floats) -> None:
+        """Weights come from host memory, size_bytes [gpus]."""
+        gpus = np.array(stage.gpus)
+        route = self._weights.from_host[gpus]
+        self._op_i[fetches, core.KIND] = core.FETCH
+        self._op_i[fetches, core.STREAM] = 2 * self._plan.gpus + gpus
+        self._op_i[fetches, core.ROW] = route
+        self._op_f[fetches, core.DURATION] = size_bytes * self._weights.wire_bytes[route]
+        self._work[fetches, 1] = size_bytes
+        np.add.at(self._route_bytes[round_], route, size_bytes)
 
     def _gate(self, stage: Stage, compute: ComputeModel, rows: int) -> Work:
         """The norm and the router of a layer without attention."""
@@ -247,36 +261,74 @@ class Filler:
             for rows, tokens in zip(table.rows.tolist(), table.tokens, strict=True)
         ]
         self._fill(stage, base + ops.experts, work, table.rows.sum(axis=1))
-        self._hits[round_, layer, gpus] += np.count_nonzero(table.rows, axis=1)
+        self._active[base + ops.experts] = np.count_nonzero(table.rows, axis=1)
         if self._loads is not None:
             self._loads[round_, layer, gpus] += table.rows
-        dispatch, combine = self._roads.dispatch[number], self._roads.combine[number]
-        if dispatch is None or combine is None:
-            return
-        there, back = (
-            (base + ops.dispatch, base + ops.arrived),
-            (base + ops.combine, base + ops.back),
-        )
-        self._tokens(round_, stage, dispatch, *there, table.pairs)
-        self._tokens(round_, stage, combine, *back, table.pairs.T)
 
     def _tokens(
-        self, round_: int, stage: Stage, sending: Sending, sends: Ints, receives: Ints, pairs: Ints
+        self,
+        round_: int,
+        base: int,
+        stage: Stage,
+        sending: Sending | None,
+        ops: ExchangeOps,
+        pairs: Ints,
+        like: tuple[int, ...],
     ) -> None:
-        """Dispatch or combine of pairs [gpus, gpus] tokens."""
+        """Dispatch or combine of pairs [gpus, gpus] tokens; those of one `like` are the same."""
+        assert sending is not None  # the stage dispatches
         source, target = np.nonzero(pairs)
         gpus = np.array(stage.gpus)
         route = self._roads.route(gpus[source], gpus[target])
         tokens = pairs[source, target]
         wire = sending.on_wire(tokens, route)
         np.add.at(self._route_bytes[round_], route, tokens * sending.token_bytes)
-        row = self._sends.add(len(gpus), source, target, route, wire)
         sent = pairs.sum(axis=1)
+        sends = base + ops.send
+        self._work[sends, 1] = sent * sending.token_bytes
+        self._rows[sends] = sent
+        if self._program.whole:
+            delays = np.full(len(ops.move), sending.delay_s)
+            ends = base + ops.end
+            self._as_one_flow(
+                stage, sends, base + ops.move, ends, (route, wire, source), delays, like
+            )
+            return
+        row = self._sends.add(len(gpus), source, target, route, wire)
+        receives = base + ops.receive
         self._send(sends, gpus, self._plan.gpus + gpus, sent > 0, row, receives[0])
         self._op_f[sends, core.DELAY] = np.where(sent > 0, sending.delay_s, 0.0)
         self._op_i[receives, core.WAITS] += np.count_nonzero(pairs, axis=0)
-        self._work[sends, 1] = sent * sending.token_bytes
-        self._rows[sends] = sent
+
+    def _as_one_flow(
+        self,
+        stage: Stage,
+        sends: Ints,
+        moves: Ints,
+        ends: Ints,
+        transfers: tuple[Ints, Floats, Longs],
+        delays: Floats,
+        like: tuple[int, ...],
+    ) -> None:
+        """Collectives of all groups, each one flow: transfers are the route int32, the bytes on the
+        wire float64 and the sender int64 of each, sorted by sender; delays float64 [groups].
+        """
+        route, wire, sender = transfers
+        members = len(sends) // len(moves)
+        gpus = np.array(stage.gpus)
+        cuts = np.searchsorted(sender, np.arange(1, len(moves)) * members)
+        parts = zip(np.split(route, cuts), np.split(wire, cuts), strict=True)
+        row = np.array(
+            [self._sends.whole((*like, group), *part) for group, part in enumerate(parts)]
+        )
+        some = row != NOTHING_SENT
+        self._send(
+            moves, self._plan.gpus + ends, self._plan.gpus + gpus[::members], some, row, ends
+        )
+        self._op_f[moves, core.DELAY] = np.where(some, delays, 0.0)
+        self._op_i[ends, core.WAITS] += some
+        busy = np.bincount(sender, minlength=len(sends)) > 0
+        self._mover[sends[busy]] = np.repeat(moves, members)[busy]
 
     def _send(
         self,
@@ -284,14 +336,14 @@ class Filler:
         cause: NDArray[np.integer],
         stream: NDArray[np.integer],
         some: NDArray[np.bool_],
-        row: int,
+        row: NDArray[np.integer],
         receiver: int | NDArray[np.integer],
     ) -> None:
-        """Make sends of operations [gpus] that have something to send."""
+        """Make sends of operations [senders] that have something to send."""
         op_i = self._op_i
         op_i[sends, core.KIND] = np.where(some, core.SEND, core.TIMED)
         op_i[sends, core.STREAM] = np.where(some, stream, -1)
-        op_i[sends, core.ROW] = row + np.arange(len(sends))
+        op_i[sends, core.ROW] = row
         op_i[sends, core.RECEIVER] = receiver
         op_i[sends, core.CAUSE] = cause
 
@@ -305,25 +357,34 @@ class Filler:
         wire, moved = of.on_wire(size)[some], of.payload(size)[some]
         owner, route = of.owner[some].astype(np.int64), of.route[some]
         gpus = np.array(stage.gpus)
-        row = self._sends.add(len(gpus), owner, np.zeros_like(owner), route, wire)
         np.add.at(self._route_bytes[round_], route, moved)
+        sends = base + ops.send
+        own = of.own[some]
+        self._work[sends, 1] = np.bincount(owner[own], moved[own], minlength=len(gpus))
+        self._rows[sends] = np.repeat(rows, tp)
+        if self._program.whole:
+            like = (number, SYNCS[ops.op], *rows.tolist())
+            ends = base + ops.end
+            transfers = (route, wire, owner)
+            self._as_one_flow(stage, sends, base + ops.move, ends, transfers, of.delay_s, like)
+            return
+        row = self._sends.add(len(gpus), owner, np.zeros_like(owner), route, wire)
         ends = np.repeat(base + ops.end, tp)
         # Its cause is the end itself: who came last is looked up when all is over.
-        sends = base + ops.send
         working = np.bincount(owner, minlength=len(gpus)) > 0
         self._send(sends, plan.gpus + ends, plan.gpus + gpus, working, row, ends)
         self._op_f[sends, core.DELAY] = np.where(working, np.repeat(of.delay_s, tp), 0.0)
         arriving = np.bincount(of.replica[some], minlength=len(ops.end))
         self._op_i[base + ops.end, core.WAITS] += arriving
-        own = of.own[some]
-        self._work[sends, 1] = np.bincount(owner[own], moved[own], minlength=len(gpus))
-        self._rows[sends] = np.repeat(rows, tp)
 
     def _pass_on(
         self, round_: int, base: int, number: int, portion: Portion, ops: StageOps, after: StageOps
     ) -> None:
-        """Activations go to the next stage on the copy streams."""
+        """Activations go to the next stage on the copy streams, or, where these are taken up by
+        weights, on the communication streams.
+        """
         plan = self._plan
+        stream = plan.gpus if plan.streams else 2 * plan.gpus
         stage, following = plan.stages[number], plan.stages[number + 1]
         source, target, tokens = passed_tokens(plan, stage, following, portion)
         gpus, targets = np.array(stage.gpus), np.array(following.gpus)
@@ -339,16 +400,9 @@ class Filler:
         row = self._sends.add(len(gpus), source, target, route, wire)
         sent = np.bincount(source, size, minlength=len(gpus))
         sends = base + ops.send
-        self._send(sends, gpus, 2 * plan.gpus + gpus, sent > 0, row, base + after.enter[0])
+        self._send(sends, gpus, stream + gpus, sent > 0, row, base + after.enter[0])
         self._op_f[sends, core.DELAY] = np.where(sent > 0, passing.delay_s, 0.0)
         enters = base + after.enter
         self._op_i[enters, core.WAITS] += np.bincount(target, minlength=len(targets))
         self._work[sends, 1] = sent
         self._rows[sends] = np.bincount(source, tokens, minlength=len(gpus)).astype(np.int64)
-
-
-def communicates(stage: Stage) -> bool:
-    """Whether the GPUs of a stage exchange anything with each other."""
-    of = stage.degrees
-    sparse = stage.layers[-1] >= stage.model.moe.first_dense_layers
-    return of.tp > 1 or (sparse and of.dispatches)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from simulator.cluster.graph import Graph, gpus
 from simulator.cluster.routes import NETWORK, RouteTable, routes_between
 from simulator.engine.collectives import COLLECTIVES, Phase
-from simulator.engine.costs import by_kind, fixed_s, on_wire
+from simulator.engine.costs import efficiencies, fixed_s, half_size, on_wire
 from simulator.engine.ranks import Ranks, ranks_among
 from simulator.engine.roads import algorithm
 from simulator.engine.step import Sending
@@ -23,7 +23,8 @@ from simulator.engine.transport import (
     token_bytes,
 )
 from simulator.errors import InputError
-from simulator.model.plan import ACTIVATION_BYTES, Plan, Stage
+from simulator.model.plan import Plan, Stage
+from simulator.model.sizes import ACTIVATION_BYTES
 from simulator.spec.load import Inputs
 from simulator.spec.plan import Degrees
 from simulator.spec.transport import Cost, Transport
@@ -222,15 +223,21 @@ class _Share(NamedTuple):
     routes: RouteTable
     pairs: dict[tuple[int, int], int]
 
-    def efficiency(self, cost: Cost) -> Floats:
-        """Of large messages, float64 [routes]."""
+    def efficiency(
+        self, cost: Cost, operation: tuple[str, str], ranks: int, used: list[int]
+    ) -> Floats:
+        """Of large messages, float64 [routes], in an operation (its name, its algorithm) of so many
+        ranks over the routes `used`.
+        """
         scale = self.transport.scale_of(self.gpu)
-        return np.asarray(by_kind(cost.efficiency, scale.efficiency)[self.routes.kind_of])
+        return efficiencies(cost, scale, operation, ranks, self.routes, self._crossing(used))
 
     def fixed_s(self, cost: Cost, ranks: int, used: list[int]) -> float:
         """Before the first message of an operation of so many ranks over these routes."""
-        crossing = bool((self.routes.kind_of[used] == NETWORK).any())
-        return fixed_s(cost, self.transport.scale_of(self.gpu), ranks, crossing)
+        return fixed_s(cost, self.transport.scale_of(self.gpu), ranks, self._crossing(used))
+
+    def _crossing(self, used: list[int]) -> bool:
+        return bool((self.routes.kind_of[used] == NETWORK).any())
 
 
 def _sync(share: _Share, stage: Stage, groups: list[_Chosen]) -> Sync:
@@ -271,17 +278,18 @@ def _sync(share: _Share, stage: Stage, groups: list[_Chosen]) -> Sync:
     parts.sort(key=lambda part: part[0])
     columns = list(zip(*parts, strict=True))
     route_of = np.array(columns[2], dtype=np.int32)
+    op, name, ranks = groups[0].op, groups[0].name, groups[0].ranks
     return Sync(
         owner=np.array(columns[0], dtype=np.int32),
         replica=np.array(columns[1], dtype=np.int32),
         route=route_of,
         message=np.array(columns[3]),
         messages=np.array(columns[4]),
-        efficiency=share.efficiency(cost)[route_of],
+        efficiency=share.efficiency(cost, (op, name), ranks, list(columns[2]))[route_of],
         own=np.array(columns[5]),
-        half_size_bytes=cost.half_size_bytes,
+        half_size_bytes=half_size(cost, op, name, ranks),
         delay_s=np.array(delays),
-        name=groups[0].name,
+        name=name,
     )
 
 
@@ -314,12 +322,13 @@ def _sending(share: _Share, inputs: Inputs, stage: Stage, op: str) -> Sending | 
         )
     cost = transport.costs_of(op)[name]
     ranks = stage.degrees.ep * stage.degrees.expert_tp
+    used = [share.pairs[pair] for pair in ends]
     return Sending(
         token_bytes=token_bytes(transport, op, inputs.workload.model.hidden),
-        efficiency=share.efficiency(cost),
-        half_size_bytes=cost.half_size_bytes,
+        efficiency=share.efficiency(cost, (op, name), ranks, used),
+        half_size_bytes=half_size(cost, op, name, ranks),
         packed=transport.deduplicate != "none",
-        delay_s=share.fixed_s(cost, ranks, [share.pairs[pair] for pair in ends]),
+        delay_s=share.fixed_s(cost, ranks, used),
     )
 
 
@@ -337,8 +346,12 @@ def _passing(share: _Share, ends: list[tuple[int, int]]) -> Passing | None:
     if not ends:
         return None
     costs = share.transport.costs_of("sendrecv")
-    cost = costs.get("direct") or costs.get("pair")
+    cost = costs.get("direct")
     if cost is None:
         raise InputError(f"transport {share.transport.name}: no costs of sendrecv by 'direct'")
-    delay_s = share.fixed_s(cost, 2, [share.pairs[pair] for pair in ends])
-    return Passing(cost.half_size_bytes, share.efficiency(cost), delay_s)
+    used = [share.pairs[pair] for pair in ends]
+    return Passing(
+        half_size(cost, "sendrecv", "direct", 2),
+        share.efficiency(cost, ("sendrecv", "direct"), 2, used),
+        share.fixed_s(cost, 2, used),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.engine import core, program
+from simulator.engine import core, plan_pass
 from simulator.engine.passes import Filled
 from simulator.engine.plan_roads import PlanRoads
 from simulator.engine.program import Program
@@ -19,16 +19,17 @@ Records = NDArray[np.void]
 
 # Span kind and stream of what an operation is; a point of meeting is no span.
 _SPANS = {
-    program.ATTENTION: (tables.ATTENTION, tables.COMPUTE),
-    program.FFN: (tables.FFN, tables.COMPUTE),
-    program.EXPERTS: (tables.EXPERTS, tables.COMPUTE),
-    program.HEAD: (tables.LM_HEAD, tables.COMPUTE),
-    program.ALLREDUCE: (tables.ALLREDUCE, tables.COMM),
-    program.ALLGATHER: (tables.ALLGATHER, tables.COMM),
-    program.REDUCESCATTER: (tables.REDUCESCATTER, tables.COMM),
-    program.DISPATCH: (tables.DISPATCH, tables.COMM),
-    program.COMBINE: (tables.COMBINE, tables.COMM),
-    program.SEND: (tables.SEND, tables.COPY),
+    plan_pass.ATTENTION: (tables.ATTENTION, tables.COMPUTE),
+    plan_pass.FFN: (tables.FFN, tables.COMPUTE),
+    plan_pass.EXPERTS: (tables.EXPERTS, tables.COMPUTE),
+    plan_pass.HEAD: (tables.LM_HEAD, tables.COMPUTE),
+    plan_pass.ALLREDUCE: (tables.ALLREDUCE, tables.COMM),
+    plan_pass.ALLGATHER: (tables.ALLGATHER, tables.COMM),
+    plan_pass.REDUCESCATTER: (tables.REDUCESCATTER, tables.COMM),
+    plan_pass.DISPATCH: (tables.DISPATCH, tables.COMM),
+    plan_pass.COMBINE: (tables.COMBINE, tables.COMM),
+    plan_pass.SEND: (tables.SEND, tables.COPY),
+    plan_pass.FETCH: (tables.PREFETCH, tables.COPY),
 }
 
 
@@ -36,17 +37,20 @@ def read_spans(net: core.Net, of: Program, filled: Filled) -> Records:
     """Spans of a finished program (dtype `spans.RECORD`) in order of completion; step is the round.
 
     A kernel that waited for a tensor-parallel collective has as its peer the GPU that was ready
-    last for it.
+    last for it. One whose weights come from host memory was ready at its gate; what it then waited
+    for them is its fetch_wait_s.
     """
     kind = np.full(of.what.max() + 1, -1)
     stream = np.zeros_like(kind)
     for what, (span, lane) in _SPANS.items():
         if what < len(kind):
             kind[what], stream[what] = span, lane
+    if of.plan.streams:
+        stream[plan_pass.SEND] = tables.COMM
     local = np.flatnonzero(kind[of.what] >= 0)
     base = np.arange(of.passes) * of.size
     ops = (base[:, None] + local[None]).ravel()
-    times = net.op_f[ops]
+    times = net.op_f[filled.mover[ops]]
     took = times[:, core.END] > times[:, core.START]
     ops, times = ops[took], times[took]
     local = ops % of.size
@@ -57,30 +61,47 @@ def read_spans(net: core.Net, of: Program, filled: Filled) -> Records:
     records["gpu"] = of.gpu[local]
     records["kind"], records["stream"] = kind[of.what[local]], stream[of.what[local]]
     records["start_s"], records["end_s"] = times[:, core.START], times[:, core.END]
-    records["ready_s"] = times[:, core.READY]
-    cause = net.op_i[ops, core.CAUSE].astype(np.int64)
+    gate = np.where(of.gate[local] >= 0, one * of.size + of.gate[local], ops)
+    records["ready_s"] = net.op_f[gate, core.READY]
+    loaded_s = net.op_f[ops, core.READY]
+    at_once = (gate != ops) & (records["start_s"] == loaded_s)
+    records["fetch_wait_s"] = np.where(at_once, loaded_s - records["ready_s"], 0.0)
+    cause = net.op_i[gate, core.CAUSE].astype(np.int64)
     peer = np.where(cause < of.plan.gpus, cause, _last_ready(net, of)[cause - of.plan.gpus])
     computes = records["stream"] == tables.COMPUTE
     again = computes & (peer < 0) & (records["layer"] == 0) & (one >= of.plan.microbatches)
     peer[again] = _came_back(net, of, one[again], records["ready_s"][again])
     records["peer"] = np.where(computes, peer, -1)
     records["expert"] = -1
+    records["used"] = records["kind"] == tables.PREFETCH
     records["flops"], records["bytes"] = filled.flops[ops], filled.bytes[ops]
     records["rows"] = filled.rows[ops]
     return records[np.lexsort((records["gpu"], records["start_s"], records["end_s"]))]
+
+
+def read_accesses(net: core.Net, of: Program, filled: Filled) -> Longs:
+    """Experts with rows that were there when their tokens were, and that were still to come, int64
+    [2, rounds, layers, gpus].
+    """
+    local = np.flatnonzero(of.what == plan_pass.EXPERTS)
+    one = np.arange(of.passes)[:, None]
+    ops, gate = one * of.size + local, one * of.size + of.gate[local]
+    late = (of.gate[local] >= 0) & (net.op_f[ops, core.READY] > net.op_f[gate, core.READY])
+    round_ = np.broadcast_to(one // of.plan.microbatches, ops.shape)
+    found = np.zeros((2, of.rounds, int(of.layer.max()) + 1, of.plan.gpus), dtype=np.int64)
+    at = (late.astype(np.int64), round_, of.layer[local], of.gpu[local])
+    np.add.at(found, at, filled.active[ops])
+    return found
 
 
 def _last_ready(net: core.Net, of: Program) -> Longs:
     """For the end of each collective the GPU that was ready last, int64 [end + 1]; else -1."""
     found = np.full(of.end + 1, -1, dtype=np.int64)
     base = np.arange(of.passes)[:, None] * of.size
-    for stage, ops in zip(of.plan.stages, of.stages, strict=True):
-        gpus = np.array(stage.gpus).reshape(-1, stage.degrees.tp)
-        for layer in ops.layers:
-            for sync in layer.syncs:
-                ended = [net.op_f[base + feed, core.END] for feed in sync.feeds]
-                last = np.max(ended, axis=0).reshape(of.passes, *gpus.shape).argmax(axis=2)
-                found[base + sync.end] = gpus[np.arange(len(gpus)), last]
+    for end, gpus, feeds in of.meetings:
+        ended = [net.op_f[base + feed, core.END] for feed in feeds]
+        last = np.max(ended, axis=0).reshape(of.passes, *gpus.shape).argmax(axis=2)
+        found[base + end] = gpus[np.arange(len(gpus)), last]
     return found
 
 
@@ -124,7 +145,8 @@ class Book:
         records["step"] = index
         spans.extend(records)
         end_s = float(net.op_f[self._of.end, core.END])
-        self._step(filled, 0, batches[0], start_s, end_s, accesses)
+        counts = read_accesses(net, self._of, filled)
+        self._step(filled, 0, batches[0], start_s, end_s, counts, accesses)
 
     def steady(
         self,
@@ -141,9 +163,10 @@ class Book:
         dones = of.done + np.arange(of.passes) * of.size
         ends = net.op_f[dones, core.END].reshape(of.rounds, -1).max(axis=1)
         records = read_spans(net, of, filled)
+        counts = read_accesses(net, of, filled)
         for step, end_s in enumerate(ends[:-1].tolist()):
             spans.extend(_within(records, step, start_s, end_s))
-            self._step(filled, step, batches[step], start_s, end_s, accesses)
+            self._step(filled, step, batches[step], start_s, end_s, counts, accesses)
             start_s = end_s
 
     def _step(
@@ -153,17 +176,17 @@ class Book:
         batch: Batch,
         start_s: float,
         end_s: float,
+        counts: Longs,
         accesses: tables.AccessWriter,
     ) -> None:
         index = len(self._starts)
         self._starts.append(start_s)
         self._ends.append(end_s)
         self._tokens.append(batch.tokens)
-        hits = filled.hits[round_].T
-        gpus, layers = np.nonzero(hits)
-        counts = hits[gpus, layers]
-        nothing = np.zeros_like(counts)
-        accesses.append(index, gpus, layers, counts, nothing, nothing)
+        here, coming = counts[0, round_].T, counts[1, round_].T
+        gpus, layers = np.nonzero(here + coming)
+        hits, late = here[gpus, layers], coming[gpus, layers]
+        accesses.append(index, gpus, layers, hits, late, np.zeros_like(hits))
         if index < self._warmup:
             return
         self._route_bytes += filled.route_bytes[round_]
@@ -192,8 +215,14 @@ class Book:
 
 
 def _within(records: Records, step: int, start_s: float, end_s: float) -> Records:
-    """The parts of spans that lie between two times, with their part of bytes and FLOPs."""
-    mine = records[(records["start_s"] < end_s) & (records["end_s"] > start_s)]
+    """The parts of spans that lie between two times, with their part of bytes and FLOPs; weights
+    count where they began to come, as in the step engine.
+    """
+    weights = records["kind"] == tables.PREFETCH
+    coming = records[weights & (records["start_s"] >= start_s) & (records["start_s"] < end_s)]
+    coming["step"] = step
+    lasting = ~weights & (records["start_s"] < end_s) & (records["end_s"] > start_s)
+    mine = records[lasting]
     whole_s = mine["end_s"] - mine["start_s"]
     begun = mine["start_s"] < start_s
     mine["start_s"] = np.maximum(mine["start_s"], start_s)
@@ -204,5 +233,5 @@ def _within(records: Records, step: int, start_s: float, end_s: float) -> Record
     mine["ready_s"] = np.maximum(mine["ready_s"], start_s)
     mine["peer"][begun] = -1
     mine["step"] = step
-    mine = mine[mine["end_s"] > mine["start_s"]]
+    mine = np.concatenate([mine[mine["end_s"] > mine["start_s"]], coming])
     return mine[np.lexsort((mine["gpu"], mine["start_s"], mine["end_s"]))]

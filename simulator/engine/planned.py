@@ -22,10 +22,13 @@ from simulator.engine.driver import Driver
 from simulator.engine.links import network_of, wires_of
 from simulator.engine.passes import Filled, Filler
 from simulator.engine.plan_roads import roads_of_plan
+from simulator.engine.plan_weights import weights_of
 from simulator.engine.program import Program, program_of
 from simulator.engine.simulate import Report, routing_of
 from simulator.errors import InputError
-from simulator.model.plan import Plan, check_memory, plan_of
+from simulator.model.footprint import GIB
+from simulator.model.plan import Plan, plan_of
+from simulator.model.plan_memory import check_memory, host_bytes
 from simulator.routing.batches import Batch
 from simulator.runfiles import spans as tables
 from simulator.runfiles.rundir import RunDir
@@ -47,22 +50,28 @@ def simulate_plan(
     the transport has no costs for, and what goes with `parallel: {ep: N}` alone.
     """
     workload, count = inputs.workload, gpu_count(inputs.topology)
-    plan = plan_of(workload, count)
+    plan = plan_of(workload, count, inputs.topology.gpu)
     graph = build_graph(inputs.topology)
     check_memory(plan, workload, inputs.topology.gpu, gpus(graph))
-    roads = roads_of_plan(inputs, graph, plan)
+    roads, weights = weights_of(inputs, graph, plan, roads_of_plan(inputs, graph, plan))
     batches, report = _batches(inputs, plan, seed)
     _notes(plan, report, inputs)
     traffic = workload.traffic
     warmup = max(traffic.warmup_steps, 1) if plan.steady else traffic.warmup_steps
     rounds = warmup + traffic.steps + 1 if plan.steady else 1
-    program = _program(plan, rounds)
     network = network_of(workload.network)
-    wires = wires_of(roads.routes)
+    program = _program(plan, rounds, network.coflow)
+    wires = wires_of(roads.routes, weighted=network.coflow)
     driver = Driver(
-        simpy.Environment(0.0), wires, 3 * count, program.end + 1, program.edges, network.epsilon
+        simpy.Environment(0.0),
+        wires,
+        3 * count,
+        program.end + 1,
+        program.edges,
+        network.epsilon,
+        count if network.coflow else 0,  # at most one on each communication stream
     )
-    filler = Filler(inputs, plan, program, roads)
+    filler = Filler(inputs, plan, program, roads, weights, wires)
     book = plan_spans.Book(program, roads, warmup)
     with tables.SpanWriter(run.spans) as spans, tables.AccessWriter(run.accesses) as accesses:
         for index in range(1 if plan.steady else warmup + traffic.steps):
@@ -80,13 +89,13 @@ def simulate_plan(
     return report
 
 
-def _program(plan: Plan, rounds: int) -> Program:
+def _program(plan: Plan, rounds: int, whole: bool) -> Program:
     if plan.microbatches > MOST_MICROBATCHES:
         raise InputError(
             f"parallel: {plan.microbatches} micro-batches; at most {MOST_MICROBATCHES}: "
             "write a larger chunk, or fewer microbatches"
         )
-    program = program_of(plan, rounds)
+    program = program_of(plan, rounds, whole)
     if program.end > MOST_OPERATIONS:
         raise InputError(
             f"parallel: {program.end:,} operations at a time, at most {MOST_OPERATIONS:,}: "
@@ -97,7 +106,7 @@ def _program(plan: Plan, rounds: int) -> Program:
 
 def _run(driver: Driver, program: Program, filled: Filled) -> None:
     """Run a program to its end."""
-    driver.lay(filled.op_f, filled.op_i, *filled.sends)
+    driver.lay(filled.op_f, filled.op_i, *filled.sends, filled.collectives)
     over = driver.env.event()
 
     def ended(_: list[int]) -> None:
@@ -112,7 +121,7 @@ def _batches(inputs: Inputs, plan: Plan, seed: int) -> tuple[Iterator[Batch], Re
     """The endless batches; those of a dense model have no experts."""
     first = plan.stages[0].degrees
     if inputs.workload.model.moe.experts:
-        return routing_of(inputs, plan.gpus, first.ep, False, seed)
+        return routing_of(inputs, plan.gpus, first.ep, plan.streams, seed)
     traffic = inputs.workload.traffic
     source = np.repeat(np.arange(plan.gpus, dtype=np.int32), traffic.tokens_per_gpu)
     count = len(source)
@@ -127,6 +136,13 @@ def _batches(inputs: Inputs, plan: Plan, seed: int) -> tuple[Iterator[Batch], Re
 
 def _notes(plan: Plan, report: Report, inputs: Inputs) -> None:
     """What the reader should know of the plan."""
+    if plan.offload is not None:
+        report.notes.append(_streamed(plan))
+        if plan.streams and inputs.workload.prefetch != "none":
+            report.notes.append(
+                f"prefetch {inputs.workload.prefetch} has nothing to do: weights come layer by "
+                "layer, whatever will be asked for"
+            )
     stages = plan.pipeline
     if stages > 1:
         how = "follow one another" if plan.steady else "enter an empty pipeline"
@@ -144,3 +160,16 @@ def _notes(plan: Plan, report: Report, inputs: Inputs) -> None:
         line = f"{inputs.workload.model.moe.experts} experts on {ep}{already}"
         if line not in report.notes:
             report.notes.append(line)
+
+
+def _streamed(plan: Plan) -> str:
+    """What lies in host memory, in words."""
+    what = "routed experts" if plan.offload == "experts" else "weights"
+    if not plan.streams:
+        return f"parallel.offload: {what} of all layers fit on the GPUs; none come from host memory"
+    layers = sum(map(len, plan.streamed))
+    of = sum(len(stage.layers) for stage in plan.stages)
+    return (
+        f"{what} of {layers} of {of} layers come from host memory for every micro-batch: "
+        f"{max(host_bytes(plan)) / GIB:.3g} GiB to a GPU"
+    )

@@ -129,7 +129,7 @@ def _dispatched(
     rows = np.zeros((owners, len(owner)), dtype=np.int32)
     pairs = np.zeros((gpus, gpus), dtype=np.int32)
     for s in range(shards):
-        some = shard == s
+        some = shard == s if shards > 1 else slice(None)  # all of them, without a copy
         from_ = (source[some] // shards).astype(np.int32)
         more, sent = traffic(np.ascontiguousarray(ids[some]), from_, owner, of.ep, owners, once)
         rows += more

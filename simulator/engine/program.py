@@ -1,122 +1,34 @@
 """The operations of a plan and what waits for what.
 
-One *pass*, a micro-batch on its way through all stages, is laid as a template of operations; a
-program is many passes, operation `o` of pass p being number p x size + o, and one more, the end.
-
-    enter -> attention -> [sync] -> FFN or experts -> [sync] -> ... next layer ... -> leave
-          leave -> send ---transfers---> enter of the next stage; last layer -> head -> done
-
-A *sync* is a tensor-parallel collective: it begins when all GPUs of the group are ready (`begin`),
-each GPU has its sends on its communication stream, and all go on when all transfers have arrived
-(`end`). Dispatch and combine are as in `simulator.engine.shape`. Sends between stages have the copy
-stream. A GPU takes up a micro-batch (`enter`) when it has left the one `depth` places before it.
+A program is many passes (`simulator.engine.plan_pass`), operation `o` of pass p being number
+p x size + o, and one more, the end. A GPU takes up a micro-batch (`enter`) when it has left the one
+`depth` places before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.model.plan import Plan, Stage
+from simulator.engine.plan_pass import MEETING, Meeting, StageOps, Template, lay_stage
+from simulator.model.plan import Plan
+from simulator.model.plan_memory import BUFFERS
 
 Ints = NDArray[np.int32]
-
-(
-    ENTER,
-    LEAVE,
-    ATTENTION,
-    FFN,
-    EXPERTS,
-    HEAD,
-    ALLREDUCE,
-    ALLGATHER,
-    REDUCESCATTER,
-    DISPATCH,
-    COMBINE,
-    SEND,
-    MEETING,
-) = range(13)
-SYNCS = {"allreduce": ALLREDUCE, "allgather": ALLGATHER, "reducescatter": REDUCESCATTER}
-
-
-class SyncOps(NamedTuple):
-    """A collective of all replicas of a stage: begin and end int32 [replicas], send int32 [gpus];
-    feeds: what each GPU must have ended before, each int32 [gpus].
-    """
-
-    op: str
-    begin: Ints
-    send: Ints
-    end: Ints
-    feeds: tuple[Ints, ...]
-
-
-class ChunkOps(NamedTuple):
-    """The expert part of one chunk, each int32 [gpus]; empty arrays where nothing is dispatched."""
-
-    dispatch: Ints
-    arrived: Ints
-    experts: Ints
-    combine: Ints
-    back: Ints
-
-
-class LayerOps(NamedTuple):
-    """A layer of a stage: kernels int32 [gpus]; ffn: dense FFN or shared experts."""
-
-    layer: int
-    attention: Ints
-    ffn: Ints
-    chunks: tuple[ChunkOps, ...]
-    syncs: tuple[SyncOps, ...]
-
-
-class StageOps(NamedTuple):
-    """A stage: int32 [gpus] each; send and head empty where there is none."""
-
-    enter: Ints
-    layers: tuple[LayerOps, ...]
-    leave: Ints
-    send: Ints
-    head: Ints
-
-
-@dataclass
-class _Template:
-    """The operations of a pass while they are listed."""
-
-    what: list[Ints] = field(default_factory=list)
-    layer: list[Ints] = field(default_factory=list)
-    chunk: list[Ints] = field(default_factory=list)
-    gpu: list[Ints] = field(default_factory=list)
-    edges: list[tuple[Ints, Ints]] = field(default_factory=list)
-    size: int = 0
-
-    def add(self, what: int, gpus: Sequence[int], layer: int = 0, chunk: int = 0) -> Ints:
-        """Operations of one kind, one per GPU (or replica); returns their numbers."""
-        count = len(gpus)
-        for column, value in ((self.what, what), (self.layer, layer), (self.chunk, chunk)):
-            column.append(np.full(count, value, dtype=np.int32))
-        self.gpu.append(np.array(gpus, dtype=np.int32))
-        self.size += count
-        return np.arange(self.size - count, self.size, dtype=np.int32)
-
-    def edge(self, before: Ints, after: Ints) -> None:
-        """One waits for the other, element by element."""
-        a, b = np.broadcast_arrays(before, after)
-        self.edges.append((a.ravel(), b.ravel()))
 
 
 @dataclass(frozen=True)
 class Program:
     """A number of passes (module docstring); `rounds` batches of `microbatches` each.
 
-    what, layer, chunk, gpu: int32 [size]; stages: as the plan has them; done: the end of a pass.
+    what, layer, chunk, gpu: int32 [size]; inner: what waits for what within a pass, int32 [edges,
+    2]; stages: as the plan has them; meetings: where groups of GPUs wait for each other; gate: for
+    kernels whose weights come from host memory, where all else is there, int32 [size], -1 for
+    others; done: the end of a pass; whole: whether a collective is one flow.
     """
 
     plan: Plan
@@ -128,7 +40,10 @@ class Program:
     gpu: Ints
     inner: Ints
     stages: tuple[StageOps, ...]
+    meetings: tuple[Meeting, ...]
+    gate: Ints
     done: int
+    whole: bool
 
     @property
     def passes(self) -> int:
@@ -146,6 +61,7 @@ class Program:
         offsets = np.arange(self.passes, dtype=np.int32) * np.int32(self.size)
         found = [(self.inner[None] + offsets[:, None, None]).reshape(-1, 2)]
         found += self._order()
+        found += self._streaming()
         dones = self.done + offsets
         found.append(np.stack([dones, np.full_like(dones, self.end)], axis=1))
         edges = np.concatenate(found).astype(np.int32)
@@ -165,6 +81,24 @@ class Program:
         for one in range(plan.microbatches, self.passes):
             done = np.full_like(enter, self.done + (one - plan.microbatches) * self.size)
             found.append(np.stack([done, enter + one * self.size], axis=1))
+        return found
+
+    def _streaming(self) -> list[Ints]:
+        """A GPU's weights come one layer after the other, in the order of their use, and each when
+        the last kernel has ended that uses what lay in its buffer.
+        """
+        found = []
+        for place in range(self.plan.pipeline if self.plan.streams else 0):
+            needed = [
+                (one * self.size, layer)
+                for one, stage in self._items(place)
+                for layer in self.stages[stage].layers
+                if layer.fetch.size
+            ]
+            for (was, before), (now, layer) in pairwise(needed):
+                found.append(np.stack([before.fetch + was, layer.fetch + now], axis=1))
+            for (was, before), (now, layer) in zip(needed, needed[BUFFERS:], strict=False):
+                found += [np.stack([use + was, layer.fetch + now], axis=1) for use in before.uses]
         return found
 
     def _items(self, place: int) -> list[tuple[int, int]]:
@@ -197,12 +131,12 @@ class Program:
         return np.flatnonzero(into == 0).astype(np.int32)
 
 
-def program_of(plan: Plan, rounds: int) -> Program:
-    """The program of so many batches through a plan."""
-    t = _Template()
+def program_of(plan: Plan, rounds: int, whole: bool = False) -> Program:
+    """The program of so many batches through a plan; `whole`: each collective is one flow."""
+    t = Template(whole=whole)
     stages: list[StageOps] = []
     for number, stage in enumerate(plan.stages):
-        stages.append(_stage(t, plan, stage))
+        stages.append(lay_stage(t, plan, number))
         if number:
             before, after = plan.stages[number - 1], stage
             # Where nothing is to be sent, the order remains.
@@ -214,6 +148,9 @@ def program_of(plan: Plan, rounds: int) -> Program:
     (done,) = t.add(MEETING, [0]).tolist()
     t.edge(stages[-1].head, np.array([done], dtype=np.int32))
     edges = np.stack([np.concatenate([pair[i] for pair in t.edges]) for i in (0, 1)], axis=1)
+    gate = np.full(t.size, -1, dtype=np.int32)
+    for kernels, gates in t.gates:
+        gate[kernels] = gates
     return Program(
         plan=plan,
         rounds=rounds,
@@ -224,103 +161,8 @@ def program_of(plan: Plan, rounds: int) -> Program:
         gpu=np.concatenate(t.gpu),
         inner=edges[np.argsort(edges[:, 0], kind="stable")],
         stages=tuple(stages),
+        meetings=tuple(t.meetings),
+        gate=gate,
         done=done,
+        whole=whole,
     )
-
-
-def _stage(t: _Template, plan: Plan, stage: Stage) -> StageOps:
-    gpus = stage.gpus
-    enter = t.add(ENTER, gpus)
-    ready: tuple[Ints, ...] = (enter,)
-    layers = []
-    for layer in stage.layers:
-        ops, ready = _layer(t, plan, stage, layer, ready)
-        layers.append(ops)
-    leave = t.add(LEAVE, gpus)
-    nothing = np.zeros(0, dtype=np.int32)
-    if stage.last:
-        head = t.add(HEAD, gpus, stage.layers[-1] + 1)
-        for one in ready:  # before the next micro-batch is taken up
-            t.edge(one, head)
-    for one in ready:
-        t.edge(one, leave)
-    if stage.last:
-        return StageOps(enter, tuple(layers), leave, nothing, head)
-    send = t.add(SEND, gpus, stage.layers[-1])
-    t.edge(leave, send)
-    return StageOps(enter, tuple(layers), leave, send, nothing)
-
-
-def _layer(
-    t: _Template, plan: Plan, stage: Stage, layer: int, ready: tuple[Ints, ...]
-) -> tuple[LayerOps, tuple[Ints, ...]]:
-    """A layer after `ready`; returns what its end is."""
-    of, model = stage.degrees, stage.model
-    sliced = plan.sequence_parallel and of.tp > 1
-    sparse = layer >= model.moe.first_dense_layers
-    dispatches = sparse and of.dispatches
-    syncs: list[SyncOps] = []
-
-    def sync(op: str, feeds: tuple[Ints, ...]) -> tuple[Ints, ...]:
-        if of.tp == 1:
-            return feeds
-        syncs.append(_sync(t, stage, layer, op, feeds))
-        return (np.repeat(syncs[-1].end, of.tp),)
-
-    def kernel(what: int, after: tuple[Ints, ...], chunk: int = 0) -> Ints:
-        ops = t.add(what, stage.gpus, layer, chunk)
-        for one in after:
-            t.edge(one, ops)
-        return ops
-
-    attention = kernel(ATTENTION, sync("allgather", ready) if sliced else ready)
-    after: tuple[Ints, ...] = (attention,)
-    if model.attention.heads:
-        after = sync("reducescatter" if sliced else "allreduce", after)
-        if sliced and not dispatches:
-            after = sync("allgather", after)
-    ffn = kernel(FFN, after)
-    outs = [ffn]
-    chunks = []
-    for chunk in range(plan.chunks if sparse else 0):
-        if dispatches:
-            ops = _dispatched(t, stage, layer, chunk, after)
-        else:
-            nothing = np.zeros(0, dtype=np.int32)
-            experts = kernel(EXPERTS, after, chunk)
-            ops = ChunkOps(nothing, nothing, experts, nothing, experts)
-        chunks.append(ops)
-        outs.append(ops.back)
-    end = tuple(outs)
-    if dispatches:
-        end = end if sliced else sync("allgather", end)
-    else:
-        end = sync("reducescatter" if sliced else "allreduce", end)
-    return LayerOps(layer, attention, ffn, tuple(chunks), tuple(syncs)), end
-
-
-def _sync(t: _Template, stage: Stage, layer: int, op: str, feeds: tuple[Ints, ...]) -> SyncOps:
-    of = stage.degrees
-    begin = t.add(MEETING, range(of.dp), layer)
-    send = t.add(SYNCS[op], stage.gpus, layer)
-    end = t.add(MEETING, range(of.dp), layer)
-    begins = np.repeat(begin, of.tp)
-    for one in feeds:
-        t.edge(one, begins)
-    t.edge(begins, send)
-    t.edge(begin, end)
-    return SyncOps(op, begin, send, end, feeds)
-
-
-def _dispatched(
-    t: _Template, stage: Stage, layer: int, chunk: int, after: tuple[Ints, ...]
-) -> ChunkOps:
-    kinds = (DISPATCH, MEETING, EXPERTS, COMBINE, MEETING)
-    ops = ChunkOps(*(t.add(kind, stage.gpus, layer, chunk) for kind in kinds))
-    for one in after:
-        t.edge(one, ops.dispatch)
-        t.edge(one, ops.arrived)
-    t.edge(ops.arrived, ops.experts)
-    t.edge(ops.experts, ops.combine)
-    t.edge(ops.experts, ops.back)
-    return ops

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from simulator.cluster.graph import Graph, gpus, memory_of_host
 from simulator.cluster.routes import NETWORK, NVLINK, RouteTable, joined, routes_between
-from simulator.engine.costs import by_kind, fixed_s
+from simulator.engine.costs import by_kind, efficiencies, fixed_s, half_size
 from simulator.engine.homes import slowest_s
 from simulator.engine.layout import Layout
 from simulator.engine.ranks import ranks_of
@@ -129,15 +129,15 @@ def sending(inputs: Inputs, layout: Layout, roads: Roads, op: str) -> Sending:
     every = np.ones(roads.routes.count)
     if layout.fetch or layout.ep == 1:
         return Sending(0.0, every, 0.0, True, 0.0)
-    cost = transport.costs_of(op)[algorithm(transport, op)]
+    name = algorithm(transport, op)
+    cost = transport.costs_of(op)[name]
     scale = transport.scale_of(inputs.topology.gpu.name)
-    kinds = roads.routes.kind_of
     used = roads.between[roads.between >= 0]
-    crossing = bool((kinds[used] == NETWORK).any())
+    crossing = bool((roads.routes.kind_of[used] == NETWORK).any())
     return Sending(
         token_bytes=token_bytes(transport, op, hidden),
-        efficiency=by_kind(cost.efficiency, scale.efficiency)[kinds],
-        half_size_bytes=cost.half_size_bytes,
+        efficiency=efficiencies(cost, scale, (op, name), layout.ep, roads.routes, crossing),
+        half_size_bytes=half_size(cost, op, name, layout.ep),
         packed=transport.deduplicate != "none",
         delay_s=fixed_s(cost, scale, layout.ep, crossing),
     )

@@ -3,9 +3,8 @@
     time = launch + per_peer (n - 1) + network_latency, if any message crosses the network
            + for each phase: what the network says + the path latencies of `Phase.waits`
 
-A message of m bytes puts m (1 + sqrt(half_size / m)) / efficiency[kind of its path] bytes on links
-of raw bandwidth (`simulator.spec.transport`), so that inefficiency shares links fairly with what
-else is on them.
+A message puts more bytes on links of raw bandwidth than it has (`simulator.engine.costs`), so that
+inefficiency shares links fairly with what else is on them.
 
 Up to EXACT_FLOWS flows the network is max-min fair and exact. Beyond, where all flows that share
 links are equal, the slowest link decides: no flow is ever slower than an equal share of that link,
@@ -32,11 +31,11 @@ from simulator.engine.collectives import (
     Phase,
     counted,
 )
-from simulator.engine.costs import by_kind, fixed_s, on_wire
+from simulator.engine.costs import efficiencies, fixed_s, half_size, on_wire
 from simulator.engine.ranks import Ranks, ranks_of
 from simulator.errors import InputError
 from simulator.spec.schema import Gpu, Topology
-from simulator.spec.transport import Cost, Transport
+from simulator.spec.transport import Transport
 from simulator.spec.units import did_you_mean
 
 Floats = NDArray[np.float64]
@@ -96,7 +95,10 @@ class Even(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """An operation laid on the wires; its messages are scaled by the size when it is timed."""
+    """An operation laid on the wires; its messages are scaled by the size when it is timed.
+
+    half_size_bytes: of each message (`costs.half_size`).
+    """
 
     op: str
     algorithm: str
@@ -114,9 +116,8 @@ def cluster_of(topology: Topology, count: int | None = None) -> Cluster:
 def algorithms(cluster: Cluster, transport: Transport, op: str, asked: str = AUTO) -> list[str]:
     """The algorithms to choose from: the one that was asked for, or all that can be (`auto`).
 
-    `pair` is the only choice of two ranks, if the transport lists it. Raises InputError for an
-    operation that the transport has no costs for, and an algorithm that it does not list or the
-    wiring does not allow.
+    Raises InputError for an operation that the transport has no costs for, and an algorithm that it
+    does not list or the wiring does not allow.
     """
     if op not in COLLECTIVES:
         raise InputError(
@@ -144,13 +145,11 @@ def algorithms(cluster: Cluster, transport: Transport, op: str, asked: str = AUT
             f"transport {transport.name}: none of its algorithms of {op} ({', '.join(listed)}) "
             f"goes with {cluster.ranks.size} ranks on {cluster.graph.name}"
         )
-    return ["pair"] if "pair" in found else found
+    return found
 
 
 def _hindrance(cluster: Cluster, transport: Transport, algorithm: str) -> str:
     """What keeps these ranks from using an algorithm; empty if nothing does."""
-    if algorithm == "pair" and cluster.ranks.size != 2:
-        return f"it is for 2 ranks, not {cluster.ranks.size}"
     if algorithm == "nvls" and cluster.ranks.switch is None:
         return "its ranks are not all on one NVSwitch"
     if algorithm == "nvls" and not cluster.gpu.in_switch_reduction:
@@ -194,14 +193,24 @@ def lay(
 ) -> Operation:
     """Put the phases of an operation on routes; raises InputError where no path joins two ranks."""
     cost, scale = transport.costs_of(op)[algorithm], transport.scale_of(cluster.gpu.name)
-    wires = tuple(
-        _wires(cluster, transport, cost, scale.efficiency, ends, phase)
+    ranks = cluster.ranks.size
+    found = [
+        (_routes(cluster, transport, ends), ends.source != ends.target, phase)
         for phase in phases
         for ends in _stages(cluster, transport, phase)
+    ]
+    crossing = any((routes.kind_of == NETWORK).any() for routes, _, _ in found)
+    wires = tuple(
+        _wires(
+            routes,
+            moving,
+            phase,
+            efficiencies(cost, scale, (op, algorithm), ranks, routes, crossing),
+        )
+        for routes, moving, phase in found
     )
-    crossing = any((w.routes.kind_of == NETWORK).any() for w in wires)
-    before_s = fixed_s(cost, scale, cluster.ranks.size, crossing)
-    return Operation(op, algorithm, before_s, cost.half_size_bytes, wires)
+    before_s = fixed_s(cost, scale, ranks, crossing)
+    return Operation(op, algorithm, before_s, half_size(cost, op, algorithm, ranks), wires)
 
 
 def time_of(operation: Operation, size_bytes: float = 1.0) -> Time:
@@ -266,27 +275,25 @@ def _stages(cluster: Cluster, transport: Transport, phase: Phase) -> list[_Ends]
     return [_Ends(nodes, a, b) for a, b in pairwise(stops)]
 
 
-def _wires(
-    cluster: Cluster,
-    transport: Transport,
-    cost: Cost,
-    efficiency_scale: float,
-    ends: _Ends,
-    phase: Phase,
-) -> Wires:
+def _routes(cluster: Cluster, transport: Transport, ends: _Ends) -> RouteTable:
     moving = ends.source != ends.target  # within one memory nothing is sent
-    routes = routes_between(
+    return routes_between(
         cluster.graph,
         ends.nodes,
         ends.source[moving],
         ends.target[moving],
         "network" if transport.path == "network" else None,
     )
+
+
+def _wires(
+    routes: RouteTable, moving: NDArray[np.bool_], phase: Phase, efficiency: Floats
+) -> Wires:
     wires = Wires(
         routes,
         phase.message_bytes[moving],
         phase.messages[moving],
-        by_kind(cost.efficiency, efficiency_scale)[routes.kind_of],
+        efficiency,
         phase.waits[moving],
         None,
     )

@@ -25,7 +25,7 @@ MOST_KEPT = 100_000  # shapes; loads of a long run would fill the memory
 def beside(gpu: Gpu, sms: int) -> Gpu:
     """What is left of a GPU to compute with while a communication kernel holds `sms` of its SMs.
 
-    Arithmetic slows down with the SMs; HBM bandwidth does not, a part of them can saturate it.
+    Arithmetic and reads of L2 slow down with the SMs; HBM does not, a part of them can saturate it.
     Raises InputError if the kernel holds them all.
     """
     if sms >= gpu.sms:
@@ -34,7 +34,9 @@ def beside(gpu: Gpu, sms: int) -> Gpu:
         )
     share = (gpu.sms - sms) / gpu.sms
     rates = {dtype: rate * share for dtype, rate in gpu.flops_per_s.items()}
-    return gpu.model_copy(update={"flops_per_s": rates})
+    l2 = gpu.l2_bandwidth_bytes_per_s
+    left = {"flops_per_s": rates, "l2_bandwidth_bytes_per_s": l2 and l2 * share}
+    return gpu.model_copy(update=left)
 
 
 class ComputeModel:
@@ -88,8 +90,8 @@ class ComputeModel:
         key = ("experts", rows, active)
         if key not in self._kept:
             each = -(-rows // max(active, 1))
-            padded = active * kernels.padded([each], self.grouped.tile)
-            self._kept[key] = self._moe(rows, padded, active, rows)
+            tile = self.tile_of(rows, active)
+            self._kept[key] = self._moe(rows, tile, active * -(-each // tile), active, rows)
         return self._kept[key]
 
     def experts_by_rows(
@@ -102,29 +104,27 @@ class ComputeModel:
         nothing). tokens: that came here, each for one or more experts; one per row if None;
         experts: which they are, all of the layer in order if None.
         """
-        tile = self.grouped.tile
-        total, active, tiles = sum(rows), 0, 0
-        for count in rows:
-            if count:
-                active += 1
-                tiles += -(-count // tile)
+        busy = [count for count in rows if count]
+        total, active = sum(busy), len(busy)
+        tile = self.tile_of(total, active)
+        tiles = sum([-(-count // tile) for count in busy])
         came = total if tokens is None else tokens
         weights: float = active
         if self.sizes is not None:
             numbers = range(len(rows)) if experts is None else experts
             pairs = zip(numbers, rows, strict=True)
             weights = sum(self.sizes[expert] for expert, count in pairs if count)
-        return self.experts_in_all(total, weights, tiles, came)
+        return self.experts_in_all(total, weights, tile, tiles, came)
 
-    def experts_in_all(self, rows: int, active: float, tiles: int, tokens: int) -> Work:
-        """A fused MoE of `active` experts (their sizes summed), which take `tiles` tiles of rows
-        together; tokens: that came.
+    def experts_in_all(self, rows: int, active: float, tile: int, tiles: int, tokens: int) -> Work:
+        """A fused MoE of `active` experts (their sizes summed), which take `tiles` tiles of `tile`
+        rows together; tokens: that came.
         """
-        key = ("rows", rows, active, tiles, tokens)
+        key = ("rows", rows, active, tile, tiles, tokens)
         if key not in self._kept:
             if len(self._kept) >= MOST_KEPT:
                 self._kept.clear()
-            self._kept[key] = self._moe(rows, tiles * self.grouped.tile, active, tokens)
+            self._kept[key] = self._moe(rows, tile, tiles, active, tokens)
         return self._kept[key]
 
     def expert(self, rows: int, expert: int = 0) -> Work:
@@ -159,12 +159,17 @@ class ComputeModel:
             self._kept[key] = self._span([self._norm(rows), logits], 1 + self._head.kernels)
         return self._kept[key]
 
-    def _moe(self, rows: int, padded: int, active: float, tokens: int) -> Work:
+    def tile_of(self, rows: int, active: int) -> int:
+        """Rows of a tile of a grouped GEMM of so many experts."""
+        return kernels.tile_of(self.grouped, rows / max(active, 1))
+
+    def _moe(self, rows: int, tile: int, tiles: int, active: float, tokens: int) -> Work:
         if rows == 0:
             return NOTHING
         of, model = self.grouped, self.model
         shape = (model.hidden, model.moe.intermediate)
-        return self._span([kernels.fused_moe(of, tokens, rows, padded, active, *shape)], of.kernels)
+        work = kernels.fused_moe(of, tokens, rows, tile, tiles, active, *shape)
+        return self._span([work], of.kernels)
 
     def _ffn(self, name: str, of: Rates, rows: int, intermediate: int) -> Work:
         if rows == 0 or intermediate == 0:

@@ -45,8 +45,16 @@ def gpu_bytes(workload: Workload, resident_experts: float, home_experts: float) 
     }
 
 
-def check_gpu(workload: Workload, gpu: Gpu, parts: dict[str, float], gpu_name: str) -> None:
-    """Raise InputError that says by how much and where, if `parts` (bytes) do not fit the GPU."""
+def check_gpu(
+    workload: Workload,
+    gpu: Gpu,
+    parts: dict[str, float],
+    gpu_name: str,
+    advice: str = "lower expert_slots, tokens_per_gpu or context, or use more GPUs",
+) -> None:
+    """Raise InputError that says by how much and where, and `advice`, if `parts` (bytes) do not fit
+    the GPU.
+    """
     room = gpu.hbm_capacity_bytes * (1.0 - RESERVED)
     total = sum(parts.values())
     if total <= room:
@@ -55,15 +63,16 @@ def check_gpu(workload: Workload, gpu: Gpu, parts: dict[str, float], gpu_name: s
     raise InputError(
         f"{workload.name} does not fit: {gpu_name} ({gpu.name}) needs {total / GIB:.1f} GiB "
         f"({listed}) and has {room / GIB:.1f} GiB after {RESERVED:.0%} reserve: "
-        f"{(total - room) / GIB:.1f} GiB too much; lower expert_slots, tokens_per_gpu or context, "
-        f"or use more GPUs"
+        f"{(total - room) / GIB:.1f} GiB too much; {advice}"
     )
 
 
-def check_host(workload: Workload, host: str, needed: float, capacity: float) -> None:
-    """Raise InputError if the experts kept in a host's memory (bytes) exceed its capacity."""
+def check_host(
+    workload: Workload, host: str, needed: float, capacity: float, what: str = "experts"
+) -> None:
+    """Raise InputError if `what` is kept in a host's memory (bytes) exceeds its capacity."""
     if needed > capacity:
         raise InputError(
-            f"{workload.name} does not fit: {host} must hold {needed / GIB:.0f} GiB of experts and "
-            f"has {capacity / GIB:.0f} GiB; use more hosts or keep more experts on the GPUs"
+            f"{workload.name} does not fit: {host} must hold {needed / GIB:.0f} GiB of {what} and "
+            f"has {capacity / GIB:.0f} GiB; use more hosts or keep more {what} on the GPUs"
         )

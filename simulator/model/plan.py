@@ -18,19 +18,15 @@ What crosses the wires, per layer and micro-batch (bytes in BF16 between kernels
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from simulator.errors import InputError
-from simulator.model import sizes
-from simulator.model.footprint import check_gpu
-from simulator.model.speculative import queries
+from simulator.model.plan_memory import streamed_layers
+from simulator.model.sizes import ACTIVATION_BYTES
 from simulator.spec.choices import parse_choice
-from simulator.spec.plan import Degrees, degrees
+from simulator.spec.plan import Degrees, Offload, degrees
 from simulator.spec.schema import Gpu, GqaAttention, Model, Workload
-
-ACTIVATION_BYTES = 2.0  # BF16 between kernels and on the wire
 
 
 @dataclass(frozen=True)
@@ -56,6 +52,12 @@ class Stage:
         """The layers of the model, in order."""
         return self.degrees.layers
 
+    @property
+    def communicates(self) -> bool:
+        """Whether its GPUs exchange anything with each other."""
+        sparse = self.layers[-1] >= self.model.moe.first_dense_layers
+        return self.degrees.tp > 1 or (sparse and self.degrees.dispatches)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -63,7 +65,8 @@ class Plan:
 
     stages: as tokens pass them, an interleaved pipeline's GPUs several times; gpus: of the cluster;
     microbatches: of a batch; chunks: of a micro-batch in expert layers; depth: micro-batches that a
-    GPU works on at a time; steady: whether batches follow each other without a gap.
+    GPU works on at a time; steady: whether batches follow each other without a gap; offload: which
+    weights may lie in host memory; streamed: of each stage, the layers whose weights do.
     """
 
     stages: tuple[Stage, ...]
@@ -75,6 +78,13 @@ class Plan:
     steady: bool
     sequence_parallel: bool
     allreduce: str
+    offload: Offload | None = None
+    streamed: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def streams(self) -> bool:
+        """Whether any weights come from host memory."""
+        return any(self.streamed)
 
     @property
     def replicas(self) -> int:
@@ -91,8 +101,10 @@ def needs_plan(workload: Workload) -> bool:
     return not (workload.parallel.plain and whole)
 
 
-def plan_of(workload: Workload, gpus: int) -> Plan:
-    """The plan of a workload on so many GPUs; raises InputError for what a plan does not do."""
+def plan_of(workload: Workload, gpus: int, gpu: Gpu) -> Plan:
+    """The plan of a workload on so many GPUs of a kind; raises InputError for what a plan does not
+    do.
+    """
     parallel, model = workload.parallel, workload.model
     _refuse_what_goes_without(workload)
     found = degrees(parallel, model.layers, model.moe.experts, gpus)
@@ -107,7 +119,7 @@ def plan_of(workload: Workload, gpus: int) -> Plan:
     steady = parallel.pipeline == "steady" or (
         parallel.pipeline is None and workload.traffic.phase == "decode"
     )
-    return Plan(
+    plan = Plan(
         stages=stages,
         gpus=gpus,
         pipeline=pipeline,
@@ -118,6 +130,12 @@ def plan_of(workload: Workload, gpus: int) -> Plan:
         sequence_parallel=parallel.sequence_parallel,
         allreduce=parallel.allreduce,
     )
+    if parallel.offload is None:
+        return plan
+    plan = replace(plan, offload=parallel.offload, streamed=((),) * len(stages))
+    plan = replace(plan, streamed=streamed_layers(plan, workload, gpu))
+    # Weights of the next batch come while this one is computed, on a single stage too.
+    return replace(plan, steady=steady and (pipeline > 1 or plan.streams))
 
 
 def _microbatches(workload: Workload, gpus: int, usual: int) -> int:
@@ -131,11 +149,25 @@ def _microbatches(workload: Workload, gpus: int, usual: int) -> int:
 def _refuse_what_goes_without(workload: Workload) -> None:
     alone = "goes with parallel: {ep: N} alone, and a model with attention, experts and LM head"
     if workload.expert_slots is not None:
-        raise InputError(f"expert_slots: {alone}; leave it out")
+        raise InputError(
+            f"expert_slots: {alone}; leave it out, or write parallel.offload: experts, which "
+            "streams those of whole layers"
+        )
     if workload.expert_access == "fetch":
         raise InputError(f"expert_access: fetch {alone}; write dispatch")
-    if parse_choice(workload.network, "network").name == "coflow":
-        raise InputError(f"network: coflow {alone}; write exact")
+    offload = workload.parallel.offload
+    if offload is None:
+        return
+    if workload.expert_home != "host":
+        raise InputError(
+            f"expert_home: {workload.expert_home}, but parallel.offload streams from host memory; "
+            "write host"
+        )
+    if workload.overlap == "two-batch":
+        raise InputError(
+            "overlap: two-batch, but with parallel.offload a GPU has the weights of one "
+            "micro-batch at a time; write none or chunked:N"
+        )
 
 
 def shard(model: Model, of: Degrees) -> Model:
@@ -170,83 +202,6 @@ def shard(model: Model, of: Degrees) -> Model:
 def _divided(size: int, by: int) -> int:
     """The largest share."""
     return -(-size // by)
-
-
-# --- memory ------------------------------------------------------------------------------
-
-
-def stage_bytes(plan: Plan, number: int, workload: Workload) -> dict[str, float]:
-    """Bytes on a GPU of a stage by part; KV cache and activations of an even share of the tokens.
-
-    buffers: what comes from the stage before and goes to the next (twice, so that one is filled
-    while the other is read), and what dispatch and combine bring on average.
-    """
-    stage = plan.stages[number]
-    of, model, traffic = stage.degrees, stage.model, workload.traffic
-    moe = model.moe
-    sparse = [layer for layer in stage.layers if layer >= moe.first_dense_layers]
-    ffns = (len(stage.layers) - len(sparse)) * sizes.ffn_parameters(model, model.dense_intermediate)
-    ffns += len(sparse) * moe.shared_experts * sizes.ffn_parameters(model, moe.shared_intermediate)
-    has_attention = model.attention.heads > 0
-    attention = sizes.attention_parameters(model) if has_attention else 0
-    dense = (
-        len(stage.layers) * attention * sizes.weight_bytes(model, "attention")
-        + ffns * sizes.weight_bytes(model, "dense")
-        + (stage.first + stage.last)
-        * model.vocab
-        * model.hidden
-        * sizes.weight_bytes(model, "lm_head")
-        + len(sparse) * sizes.gate_parameters(model) * sizes.weight_bytes(model, "gate")
-    )
-    most = _divided(moe.experts, of.ep)
-    tokens = traffic.tokens_per_gpu * plan.gpus / of.dp
-    if traffic.phase == "decode":
-        sequences, context = -(-tokens // queries(traffic)), traffic.context
-    else:
-        sequences, context = 1.0, int(traffic.context + tokens)
-    windows = sizes.windowed_layers(model)
-    window = model.sliding_window.tokens if model.sliding_window else context
-    kept = sum(min(context, window) if windows[layer] else context for layer in stage.layers)
-    cached = sequences * kept * sizes.kv_bytes_per_token_layer(model) if has_attention else 0.0
-    rows = tokens / plan.microbatches
-    widest = max(
-        3 * moe.intermediate * moe.top_k * of.expert_tp / of.tp,  # rows are k / ep of the group's
-        3 * model.dense_intermediate,
-        4 * model.hidden / of.tp,
-    )
-    held = rows * (2 * model.hidden + widest) * ACTIVATION_BYTES * plan.depth
-    share = of.tp if plan.sequence_parallel else 1
-    passed = 2 * rows * model.hidden * ACTIVATION_BYTES / share
-    buffers = passed * ((not stage.first) + (not stage.last))
-    if of.dispatches and sparse:
-        arriving = rows / of.tp * of.expert_tp * min(moe.top_k, of.ep)
-        buffers += 2 * arriving * model.hidden * ACTIVATION_BYTES
-    return {
-        "dense weights": dense,
-        "experts": most * len(sparse) * sizes.expert_bytes(model),
-        "KV cache": cached,
-        "activations": held,
-        "buffers": buffers,
-    }
-
-
-def gpu_bytes(plan: Plan, workload: Workload) -> list[dict[str, float]]:
-    """Bytes on each GPU of the cluster by part; interleaved, of all that it holds."""
-    found: list[dict[str, float]] = [{} for _ in range(plan.gpus)]
-    for number, stage in enumerate(plan.stages):
-        parts = stage_bytes(plan, number, workload)
-        for gpu in stage.gpus:
-            for name, amount in parts.items():
-                # Work on activations is done one part after the other: the largest counts.
-                had = found[gpu].get(name, 0.0)
-                found[gpu][name] = max(had, amount) if name == "activations" else had + amount
-    return found
-
-
-def check_memory(plan: Plan, workload: Workload, gpu: Gpu, names: Sequence[str]) -> None:
-    """Raise InputError, with the sum by part, for the first GPU that cannot hold its part."""
-    for name, parts in zip(names, gpu_bytes(plan, workload), strict=True):
-        check_gpu(workload, gpu, parts, name)
 
 
 # --- what crosses the wires --------------------------------------------------------------

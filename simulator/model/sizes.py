@@ -34,6 +34,8 @@ _UNITS = {
     "nvfp4": "fp4",
 }
 
+ACTIVATION_BYTES = 2.0  # of a number between kernels and on the wire under a plan: BF16
+
 Part = Literal["attention", "dense", "experts", "lm_head", "gate"]
 _IN_BF16 = ("lm_head", "gate")
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,8 @@ import numpy.typing as npt
 from simulator.errors import InputError
 from simulator.results import timeline
 from simulator.results.cost import Prices, cost_figures
-from simulator.results.energy import EnergyRates, EnergyTally, energy_figures
+from simulator.results.energy import EnergyRates, energy_figures
+from simulator.results.tally import SPAN_COLUMNS, Steps, Tally, measured_steps, tally
 from simulator.runfiles.rundir import RunDir
 from simulator.runfiles.spans import (
     ACCESS_SCHEMA,
@@ -30,7 +32,6 @@ from simulator.runfiles.spans import (
     COMBINE,
     DEMAND,
     DISPATCH,
-    KINDS,
     LINK_SCHEMA,
     LOAD_SCHEMA,
     PREFETCH,
@@ -38,15 +39,25 @@ from simulator.runfiles.spans import (
     REDUCESCATTER,
     SEND,
     SPAN_SCHEMA,
-    STEP_SCHEMA,
     STREAMS,
 )
-from simulator.runfiles.tables import Columns, iter_spans, iter_table, read_table, whole_steps
+from simulator.runfiles.tables import (
+    Columns,
+    Part,
+    iter_spans,
+    iter_table,
+    joined,
+    parts_of_steps,
+    read_table,
+)
 
-_SPAN_COLUMNS = [name for name in SPAN_SCHEMA.names if name not in ("expert", "rows")]
+T = TypeVar("T")
 
-_BLOCKS_AHEAD = 2
-"""Blocks that are read before the first of them is accounted for."""
+_COLUMNS = [name for name in SPAN_SCHEMA.names if name in {*SPAN_COLUMNS, *timeline.COLUMNS}]
+
+_THREADS = 2
+_AHEAD = 4
+"""Results that are under way while the next block is read."""
 
 _MOVES = {
     "dispatch and combine": (DISPATCH, COMBINE),
@@ -57,7 +68,7 @@ _MOVES = {
 _LIMITS = {
     "compute": "computing on the GPUs",
     "communication": "moving tokens between the GPUs ({moved})",
-    "fetch_stall": "fetching expert weights from {fetch_from}",
+    "fetch_stall": "fetching weights from {fetch_from}",
     "idle": "waiting with nothing under way",
 }
 
@@ -81,49 +92,6 @@ class Context:
     tokens_per_row: float = 1.0
 
 
-@dataclass(frozen=True)
-class _Steps:
-    """Measured steps, in order: arrays [steps]."""
-
-    step: npt.NDArray[np.int64]
-    start_s: npt.NDArray[np.float64]
-    end_s: npt.NDArray[np.float64]
-    tokens: npt.NDArray[np.int64]
-
-    def measured_before(
-        self, t: npt.NDArray[np.float64], guess: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float64]:
-        """Seconds of measured steps before each instant of `t` [n]. guess: indices of the steps
-        [n] that the instants may lie in; only the others are searched for.
-        """
-        done = np.concatenate([[0.0], np.cumsum(self.end_s - self.start_s)])
-        next_s = np.append(self.start_s[1:], np.inf)
-        index = guess + 1
-        far = np.flatnonzero((t < self.start_s[guess]) | (t >= next_s[guess]))
-        index[far] = np.searchsorted(self.start_s, t[far], "right")
-        inside = np.maximum(index - 1, 0)
-        partial = np.minimum(t, self.end_s[inside]) - self.start_s[inside]
-        return np.where(index > 0, done[inside] + partial, 0.0)
-
-
-@dataclass
-class _Totals:
-    """Sums over the spans of the measured steps."""
-
-    busy_s: npt.NDArray[np.float64]
-    """[streams, gpus]"""
-    bytes_by_kind: npt.NDArray[np.float64]
-    """[kinds]"""
-    flops: float = 0.0
-    prefetches: int = 0
-    prefetches_used: int = 0
-    wasted_bytes: float = 0.0
-    fetches: int = 0
-    lent: int = 0
-    energy: EnergyTally | None = None
-    rates: EnergyRates | None = None
-
-
 def analyze(run_dir: Path, context: Context) -> dict[str, object]:
     """All figures of the run in `run_dir`; fractions are 0..1, what does not apply is None.
 
@@ -134,47 +102,21 @@ def analyze(run_dir: Path, context: Context) -> dict[str, object]:
     contradicts another; InputError if no step was measured.
     """
     files = RunDir(run_dir)
-    steps = _measured_steps(files.steps)
-    totals = _Totals(np.zeros((len(STREAMS), context.gpus)), np.zeros(len(KINDS)))
-    if context.energy is not None:
-        totals.energy, totals.rates = EnergyTally(context.gpus), context.energy
-    breakdown_s = np.zeros((context.gpus, len(timeline.PARTS)))
-    path_s = np.zeros(len(timeline.PATH_PARTS))
-    comm_s = overlapped_s = 0.0
-    seen = np.zeros(len(steps.step), dtype=bool)
-
-    blocks = _tallied(iter_spans(files.spans, _SPAN_COLUMNS), steps, totals, files.spans)
-
-    def times_of(block: Columns) -> timeline.BlockTimes | None:
-        keep, index = _lookup(steps.step, block["step"])
-        if not np.any(keep):
-            return None
-        if not np.all(keep):
-            block, index = {name: values[keep] for name, values in block.items()}, index[keep]
-        here = index[np.append(True, index[1:] != index[:-1])]
-        seen[here] = True
-        of = (steps.step[here], steps.start_s[here], steps.end_s[here])
-        return timeline.analyze_steps(block, *of, context.gpus, files.spans)
-
-    for times in _in_order(times_of, whole_steps(blocks, files.spans)):
-        if times is not None:
-            breakdown_s += times.breakdown_s
-            path_s += times.path_s
-            comm_s += times.comm_s
-            overlapped_s += times.overlapped_s
+    steps = measured_steps(files.steps)
+    totals, times, seen = _read(files.spans, steps, context)
     empty_s = float(np.sum((steps.end_s - steps.start_s)[~seen]))
-    breakdown_s[:, -1] += empty_s
-    path_s[-1] += empty_s
+    times.breakdown_s[:, -1] += empty_s
+    times.path_s[-1] += empty_s
 
     time_s = float(np.sum(steps.end_s - steps.start_s))
     links = read_table(files.links, LINK_SCHEMA)
     loads = read_table(files.loads, LOAD_SCHEMA)
     return {
         **_speed(steps, time_s, context),
-        **_breakdown(breakdown_s, len(steps.step), time_s),
-        **_bottleneck(path_s, time_s, context, totals),
+        **_breakdown(times.breakdown_s, len(steps.step), time_s),
+        **_bottleneck(times.path_s, time_s, context, totals),
         **_streams(totals, time_s),
-        "overlap_achieved": overlapped_s / comm_s if comm_s else None,
+        "overlap_achieved": times.overlapped_s / times.comm_s if times.comm_s else None,
         **_links(links, time_s),
         **_cache(files.accesses, steps),
         **_traffic(totals),
@@ -213,40 +155,69 @@ def _context(given: dict[str, Any]) -> Context:
     return Context(**{**given, **nested})
 
 
-def _measured_steps(path: Path) -> _Steps:
-    table = read_table(path, STEP_SCHEMA)
-    chosen = np.flatnonzero(~table["warmup"])
-    chosen = chosen[np.argsort(table["step"][chosen], kind="stable")]
-    if not len(chosen):
-        raise InputError(f"{path}: no step was measured; raise the number of steps")
-    steps = _Steps(
-        step=table["step"][chosen].astype(np.int64),
-        start_s=table["start_s"][chosen],
-        end_s=table["end_s"][chosen],
-        tokens=table["tokens"][chosen],
-    )
-    if not np.all(steps.end_s > steps.start_s):
-        raise InputError(f"{path}: a step takes no time")
-    if np.any(np.diff(steps.step) <= 0) or np.any(steps.start_s[1:] < steps.end_s[:-1]):
-        raise InputError(f"{path}: steps overlap or are listed twice")
-    return steps
+class _InOrder:
+    """Work for a few threads, whose results are taken in the order in which it was given.
 
-
-def _in_order(
-    work: Callable[[Columns], timeline.BlockTimes | None], blocks: Iterator[Columns]
-) -> Iterator[timeline.BlockTimes | None]:
-    """`work` of each block, in order, in a second thread while this one reads the next block.
-
-    NumPy lets both run at once; the sums are taken in the order of the file as ever.
+    The compiled passes let other threads run: while two blocks are worked on the next one is read.
     """
-    waiting: deque[Future[timeline.BlockTimes | None]] = deque()
-    with ThreadPoolExecutor(1) as pool:
-        for block in blocks:
-            waiting.append(pool.submit(work, block))
-            if len(waiting) > _BLOCKS_AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+
+    def __init__(self, pool: Executor) -> None:
+        self._pool = pool
+        self._waiting: deque[tuple[Future[Any], Callable[[Any], None]]] = deque()
+
+    def give(self, take: Callable[[T], None], work: Callable[..., T], *given: object) -> None:
+        """Let `take` have what `work` makes of `given`; waits if too much is under way."""
+        self._waiting.append((self._pool.submit(work, *given), take))
+        self.finish(_AHEAD)
+
+    def finish(self, but: int = 0) -> None:
+        """Wait until only `but` results are still to be taken."""
+        while len(self._waiting) > but:
+            future, take = self._waiting.popleft()
+            take(future.result())
+
+
+def _read(
+    path: Path, steps: Steps, context: Context
+) -> tuple[Tally, timeline.BlockTimes, npt.NDArray[np.bool_]]:
+    """One pass over the spans at `path`: their sums, the times of the steps, which have spans."""
+    from simulator.results.timeline_kernels import Tables
+
+    gpus, rates = context.gpus, context.energy
+    total, times = Tally(gpus, rates), timeline.BlockTimes.none(gpus)
+    seen = np.zeros(len(steps.step), dtype=bool)
+    rooms: SimpleQueue[Tables] = SimpleQueue()
+    for _ in range(_THREADS):
+        rooms.put(Tables())
+
+    def accounted(parts: list[Part]) -> timeline.BlockTimes:
+        tables = rooms.get()
+        try:
+            block = joined(parts, tables.room)
+            keep, index = _lookup(steps.step, block["step"])
+            if not np.all(keep):
+                block, index = {name: values[keep] for name, values in block.items()}, index[keep]
+            if not len(index):
+                return timeline.BlockTimes.none(gpus)
+            here = index[np.append(True, index[1:] != index[:-1])]
+            seen[here] = True
+            of = (steps.step[here], steps.start_s[here], steps.end_s[here])
+            return timeline.analyze_steps(block, *of, gpus, path, tables)
+        finally:
+            rooms.put(tables)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        work = _InOrder(pool)
+
+        def counted() -> Iterator[Columns]:
+            for block in iter_spans(path, _COLUMNS):
+                work.give(total.add, tally, block, steps, gpus, rates, path)
+                yield {name: block[name] for name in timeline.COLUMNS}
+
+        for parts in parts_of_steps(counted(), path):
+            work.give(times.add, accounted, parts)
+        work.finish()
+    return total, times, seen
 
 
 def _lookup(
@@ -262,49 +233,13 @@ def _lookup(
     return keys[index] == values, index
 
 
-def _tallied(
-    blocks: Iterator[Columns], steps: _Steps, totals: _Totals, path: Path
-) -> Iterator[Columns]:
-    """Pass the blocks on, adding to `totals` what needs no order of the spans."""
-    gpus = totals.busy_s.shape[1]
-    for block in blocks:
-        gpu, kind = block["gpu"], block["kind"]
-        if len(gpu) and not 0 <= int(gpu.min()) <= int(gpu.max()) < gpus:
-            raise InputError(f"{path}: GPU {int(gpu.max())}, but the run had {gpus} GPUs")
-        measured, index = _lookup(steps.step, block["step"])
-        before_s = steps.measured_before(block["start_s"], index)
-        within_s = steps.measured_before(block["end_s"], index) - before_s
-        lane = block["stream"].astype(np.int64) * gpus + gpu
-        totals.busy_s += np.bincount(lane, weights=within_s, minlength=totals.busy_s.size).reshape(
-            totals.busy_s.shape
-        )
-        whole = bool(np.all(measured))
-        flops, bytes_, kinds = (
-            values if whole else values[measured]
-            for values in (block["flops"], block["bytes"], kind)
-        )
-        totals.flops += float(np.sum(flops))
-        totals.bytes_by_kind += np.bincount(kinds, weights=bytes_, minlength=len(KINDS))
-        if totals.energy is not None and totals.rates is not None:
-            totals.energy.add(block, measured, totals.rates)
-        prefetch = measured & (kind == PREFETCH)
-        wasted = prefetch & ~block["used"]
-        totals.prefetches += int(np.count_nonzero(prefetch))
-        totals.prefetches_used += int(np.count_nonzero(prefetch & block["used"]))
-        totals.wasted_bytes += float(np.sum(block["bytes"][wasted]))
-        fetched = prefetch | (measured & (kind == DEMAND))
-        totals.fetches += int(np.count_nonzero(fetched))
-        totals.lent += int(np.count_nonzero(fetched & (block["peer"] >= 0)))
-        yield block
-
-
-def _gained(steps: _Steps, context: Context) -> float:
+def _gained(steps: Steps, context: Context) -> float:
     """Tokens gained in the measured steps."""
     rows = int(np.sum(steps.tokens))
     return rows if context.tokens_per_row == 1.0 else rows * context.tokens_per_row
 
 
-def _speed(steps: _Steps, time_s: float, context: Context) -> dict[str, object]:
+def _speed(steps: Steps, time_s: float, context: Context) -> dict[str, object]:
     """Tokens per second over the measured steps, and how long a step takes."""
     tokens = _gained(steps, context)
     length_s = steps.end_s - steps.start_s
@@ -334,7 +269,7 @@ def _breakdown(seconds: npt.NDArray[np.float64], steps: int, time_s: float) -> d
 
 
 def _bottleneck(
-    path_s: npt.NDArray[np.float64], time_s: float, context: Context, totals: _Totals
+    path_s: npt.NDArray[np.float64], time_s: float, context: Context, totals: Tally
 ) -> dict[str, object]:
     """What a step's critical path consists of, the largest part by name, and that in words."""
     fractions = dict(zip(timeline.PATH_PARTS, (path_s / time_s).tolist(), strict=True))
@@ -349,7 +284,7 @@ def _bottleneck(
     }
 
 
-def _streams(totals: _Totals, time_s: float) -> dict[str, object]:
+def _streams(totals: Tally, time_s: float) -> dict[str, object]:
     """Busy fraction of each stream: mean over GPUs, and of the busiest GPU."""
     figures: dict[str, object] = {}
     for name, busy_s in zip(STREAMS, totals.busy_s, strict=True):
@@ -380,7 +315,7 @@ def _links(links: Columns, time_s: float) -> dict[str, object]:
     }
 
 
-def _cache(path: Path, steps: _Steps) -> dict[str, object]:
+def _cache(path: Path, steps: Steps) -> dict[str, object]:
     """Accesses of measured steps: resident (hit), in flight (late hit) or not asked for (miss).
 
     prefetch_recall: of all of them, those whose expert had been predicted, resident or not (None
@@ -404,7 +339,7 @@ def _cache(path: Path, steps: _Steps) -> dict[str, object]:
     }
 
 
-def _traffic(totals: _Totals) -> dict[str, object]:
+def _traffic(totals: Tally) -> dict[str, object]:
     """Bytes by purpose (all measured steps, all GPUs), what of the prefetches was of use, and which
     part of the fetches came from another GPU.
     """
@@ -429,15 +364,15 @@ def _traffic(totals: _Totals) -> dict[str, object]:
 
 
 def _energy_and_cost(
-    totals: _Totals, links: Columns, steps: _Steps, time_s: float, context: Context
+    totals: Tally, links: Columns, steps: Steps, time_s: float, context: Context
 ) -> dict[str, object]:
     """`energy` and `cost`, each None if the context holds no figures for it."""
     tokens = _gained(steps, context)
     energy: dict[str, Any] | None = None
     cost: dict[str, Any] | None = None
-    if totals.energy is not None and totals.rates is not None:
+    if totals.energy is not None and context.energy is not None:
         count = len(steps.step)
-        energy = energy_figures(totals.energy, totals.rates, links, time_s, count, tokens)
+        energy = energy_figures(totals.energy, context.energy, links, time_s, count, tokens)
     if context.prices is not None:
         power_w = None if energy is None else energy["power_w"]
         cost = cost_figures(context.prices, context.gpus, tokens / time_s, power_w)

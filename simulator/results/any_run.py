@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from simulator.errors import InputError
-from simulator.results.analyzer import analyze_dir
+from simulator.results.analyzer import Context, analyze_dir
 from simulator.results.kineto_read import read_traces
 from simulator.results.serving import ServingContext, analyze_serving
 from simulator.results.trace_summary import read_spans, summarize
@@ -33,7 +33,8 @@ class Read:
     """What was found at `path`.
 
     kind; summary: the figures of its kind (`analyzer`, `serving` or `trace_summary`); input: as
-    resolved, None if unknown; notes: of the run; faults: one line per file that could not be used.
+    resolved, None if unknown; asked: what else the command said (seed, requests, ...); notes: of
+    the run; faults: one line per file that could not be used.
     `whole` is False if `summary` holds only what `readable` found.
     """
 
@@ -41,6 +42,7 @@ class Read:
     kind: Kind
     summary: dict[str, Any]
     input: dict[str, Any] | None = None
+    asked: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     whole: bool = True
@@ -63,19 +65,22 @@ def read_any(path: Path, cpu: bool = False) -> Read:
     kind: Kind = "serving" if serving else "run"
     given = result.get("input")
     read = Read(path, kind, {}, given if isinstance(given, dict) else None)
+    read.asked = _asked(result)
     notes = result.get("notes")
     read.notes = [str(note) for note in notes] if isinstance(notes, list) else []
     try:
-        read.summary = _served(path, result) if serving else analyze_dir(path)
+        if fault is not None:
+            raise InputError(fault)
+        read.summary = _served(path, result) if serving else _analyzed(path, result)
         return read
     except InputError as error:
-        read.faults = [fault] if fault is not None else [str(error)]
+        read.faults = [str(error)]
     kept = result.get("summary")
     if isinstance(kept, dict) and kept:
         read.summary = kept
         read.faults.append(f"{path}: what follows is the summary that the run left in result.json")
         return read
-    read.summary = readable(path, read.faults)
+    read.summary = readable(path, read.faults, serving)
     read.whole = False
     if not read.summary:
         raise InputError(read.faults[0])
@@ -102,34 +107,56 @@ def _result(path: Path) -> tuple[dict[str, Any], str | None]:
     return found, None
 
 
-def _served(path: Path, result: dict[str, Any]) -> dict[str, Any]:
+def _asked(result: dict[str, Any]) -> dict[str, Any]:
+    """What a run was asked for beside its inputs, and by which version it was done."""
+    given, versions = result.get("given"), result.get("versions")
+    found = {"seed": result.get("seed")}
+    if isinstance(given, dict):
+        found |= {name: given.get(name) for name in ("routing", "requests", "faults")}
+    if isinstance(versions, dict):
+        found["version"] = versions.get("simulator")
+    return found
+
+
+def _analyzed(path: Path, result: dict[str, Any]) -> dict[str, Any]:
+    _check(Context, result, "context", path)
+    return analyze_dir(path)
+
+
+def _check(kind: type, result: dict[str, Any], key: str, path: Path) -> None:
+    """Raise InputError if `key` of a run's result is not what a `kind` is made of."""
+    from pydantic import TypeAdapter, ValidationError
+
     try:
-        context = ServingContext(**result["serving_context"])
-    except (KeyError, TypeError) as error:
+        TypeAdapter(kind).validate_python(result.get(key))
+    except ValidationError as error:
+        place = ".".join(map(str, (key, *error.errors()[0]["loc"])))
         name = RunDir(path).result
-        raise InputError(f"{name}: 'serving_context' is missing or not of this version") from error
-    return analyze_serving(path, context)
+        raise InputError(f"{name}: {place!r} is missing or not of this version") from None
 
 
-def readable(path: Path, faults: list[str]) -> dict[str, Any]:
+def _served(path: Path, result: dict[str, Any]) -> dict[str, Any]:
+    _check(ServingContext, result, "serving_context", path)
+    return analyze_serving(path, ServingContext(**result["serving_context"]))
+
+
+def readable(path: Path, faults: list[str], serving: bool = False) -> dict[str, Any]:
     """Figures of each table of a run that can be read by itself; what cannot is added to `faults`.
 
-    They bear the names of a whole summary's, so far as they are there.
+    They bear the names of a whole summary's, so far as they are there. serving: of a serving run.
     """
     readers: dict[str, Callable[[Path], dict[str, Any]]] = {
         "steps": _steps,
         "spans": lambda _: _spans(path),
         "links": _links,
         "accesses": _accesses,
-        "requests": _requests,
     }
+    if serving:
+        readers = {"requests": _requests}
     found: dict[str, Any] = {}
     for name, reader in readers.items():
-        file = path / f"{name}.parquet"
-        if name == "requests" and not file.exists():
-            continue
         try:
-            found |= reader(file)
+            found |= reader(path / f"{name}.parquet")
         except InputError as error:
             if str(error) not in faults:
                 faults.append(str(error))

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from simulator.errors import InputError
 from simulator.results import kineto_events as events
 from simulator.results.kineto_events import Ints, Texts
+from simulator.results.kineto_time import WholeMicroseconds
 from simulator.results.kineto_write import Mark, Rates, TraceFile
 from simulator.runfiles.rundir import RunDir
 from simulator.runfiles.spans import (
@@ -32,7 +33,6 @@ from simulator.runfiles.spans import (
     COPY,
     SPAN_SCHEMA,
     STEP_SCHEMA,
-    STREAMS,
 )
 from simulator.runfiles.tables import Columns, iter_spans, iter_table, read_table, whole_steps
 
@@ -76,9 +76,9 @@ class _Window:
     end_s: float
     spans: int
 
-    def us(self, t_s: npt.NDArray[np.float64]) -> Ints:
-        """Instants [n] in whole microseconds of the trace."""
-        return np.rint((t_s - self.origin_s) * 1e6).astype(np.int64)
+    def us(self, t_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Instants [n] in microseconds of the trace."""
+        return (t_s - self.origin_s) * 1e6
 
     def holds(self, step: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Which of `step` [n] are in the window."""
@@ -112,9 +112,8 @@ def export(
     """Write `trace_rank{N}.json.gz` of `ranks` into `out`: the spans of `steps` [steps], with the
     fetches asked for in them.
 
-    Times are whole microseconds: a shorter kernel lasts 1, and what follows it on its stream is
-    moved later where it would overlap. The last `ProfilerStep` is empty, since readers drop the
-    last. Steps that would take the spans of all GPUs beyond `most_spans` are left out.
+    Times are whole microseconds (`kineto_time`). The last `ProfilerStep` is empty, since readers
+    drop the last. Steps that would take the spans of all GPUs beyond `most_spans` are left out.
 
     gpus: how many the run had, None: as many as the spans name.
 
@@ -151,6 +150,10 @@ def _window(files: RunDir, wanted: Ints, most_spans: int) -> _Window:
         raise InputError(
             f"{files.spans}: step {wanted[0]} alone has {counts[0]:,} spans, beyond the limit of "
             f"{most_spans:,}; raise it with --max-spans"
+        )
+    if not counts.any():
+        raise InputError(
+            f"{files.spans}: holds no span of these steps, so there is nothing to show"
         )
     rows = np.flatnonzero(np.isin(table["step"], wanted[:taken]))
     rows = rows[np.argsort(table["step"][rows], kind="stable")]
@@ -222,13 +225,12 @@ def _in_time(copies: list[Columns]) -> Iterator[Columns]:
 class _Lanes:
     """Where the streams of some ranks stand.
 
-    State: `free` [ranks, streams], from when each stream is free, in us; `events` [ranks], spans
-    written so far; the sums of the counters.
+    State: the instants so far; `events` [ranks], spans written so far; the sums of the counters.
     """
 
     def __init__(self, ranks: range, window: _Window, pool: Executor) -> None:
         self._ranks, self._window, self._pool = ranks, window, pool
-        self._free = np.zeros((len(ranks), len(STREAMS)), dtype=np.int64)
+        self._clock = WholeMicroseconds(len(ranks))
         self._events = np.zeros(len(ranks), dtype=np.int64)
         length_s = window.end_s - window.origin_s
         intervals = max(min(INTERVALS, int(length_s * 1e6)), 1)
@@ -240,8 +242,8 @@ class _Lanes:
         spans = {name: values[order] for name, values in spans.items()}
         rank = spans["gpu"].astype(np.int64) - self._ranks.start
         stream = spans["stream"].astype(np.int64)
-        lane = rank * len(STREAMS) + stream
-        begin, end = self._placed(spans, lane)
+        instants = [self._window.us(spans[name]) for name in ("start_s", "end_s")]
+        begin, end = self._clock.place(rank, stream, spans["kind"], *instants)
         firsts = np.searchsorted(rank, np.arange(len(self._ranks) + 1))
         correlation = np.arange(1, len(rank) + 1) - (firsts[:-1] - self._events)[rank]
         self._events += np.diff(firsts)
@@ -257,28 +259,6 @@ class _Lanes:
             found = events.arrows(spans, begin, correlation)
             if found is not None:
                 self._spread(found[0] - self._ranks.start, found[1], traces)
-
-    def _placed(self, spans: Columns, lane: Ints) -> tuple[Ints, Ints]:
-        """Begin and end [rows] in whole us, in order and at least 1 apart on each lane.
-
-        With wish b, e: end = max(e, b + 1, end before + 1), a running maximum of end - index.
-        """
-        begin, end = self._window.us(spans["start_s"]), self._window.us(spans["end_s"])
-        if not len(lane):
-            return begin, end
-        free = self._free.reshape(-1)
-        first = np.append(True, lane[1:] != lane[:-1])
-        index = np.arange(len(lane))
-        wish = np.maximum(end, begin + 1)
-        wish[first] = np.maximum(wish[first], free[lane[first]] + 1)
-        # Lanes lie one above the other, farther apart than any instant.
-        apart = int(wish.max()) + len(lane) + 1
-        end = np.maximum.accumulate(wish - index + lane * apart) + index - lane * apart
-        before = np.append(0, end[:-1])
-        before[first] = free[lane[first]]
-        last = np.append(first[1:], True)
-        free[lane[last]] = end[last]
-        return np.maximum(begin, before), end
 
     def _spread(self, rank: Ints, texts: Texts, traces: list[TraceFile]) -> None:
         """Write texts [rows], whose ranks are sorted, each to the trace of its rank."""

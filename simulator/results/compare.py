@@ -2,7 +2,8 @@
 
 A and B are each a run, a serving run or recorded traces (`any_run`). Differences are B - A, ratios
 B / A. Of two runs the parts of the breakdown explain the step time: they add up to it. A run is
-compared with traces in the terms of the traces, which know kernels and not what they waited for.
+compared with traces in the terms of the traces, which know kernels and not what they waited for;
+a serving run, which keeps no kernels, with either in what both have.
 """
 
 from __future__ import annotations
@@ -85,7 +86,18 @@ HEADLINES = {
         "busy.copies",
         "overlap_achieved",
     ),
+    "mixed": (
+        "tokens_per_s",
+        "tokens_per_s_per_gpu",
+        "step_time_s.mean",
+        "tokens_per_step",
+        "gpus",
+        "cost.usd_per_million_tokens",
+    ),
 }  # fmt: skip
+
+PROSE = (".description", ".sources")
+"""Keys of inputs that no figure depends on."""
 
 CACHE = (
     "cache_hit_rate",
@@ -131,13 +143,14 @@ class Row:
 
 @dataclass
 class Comparison:
-    """What `compare` found. kind: of the figures; rows by section: figures, breakdown (seconds of
-    a step per part), cache, links, input.
+    """What `compare` found. kind: of the figures; summaries: of A and B in the terms of `kind`;
+    rows by section: figures, breakdown (seconds of a step per part), cache, links, input.
     """
 
     a: Read
     b: Read
     kind: str
+    summaries: tuple[Mapping[str, Any], Mapping[str, Any]]
     rows: list[Row] = field(default_factory=list)
 
     def of(self, section: str) -> list[Row]:
@@ -146,25 +159,20 @@ class Comparison:
 
 
 def compare(a: Read, b: Read) -> Comparison:
-    """Put two side by side. Errors: InputError if they have nothing in common."""
+    """Put two side by side. Errors: InputError if a run's spans are needed and damaged."""
     kinds = {a.kind, b.kind}
-    if "serving" in kinds and len(kinds) > 1:
-        one = a if a.kind == "serving" else b
-        raise InputError(
-            f"{one.path}: a serving run has no breakdown of steps; it compares only with another"
-        )
-    kind = a.kind if len(kinds) == 1 else "trace"
+    kind: str = a.kind if len(kinds) == 1 else "mixed" if "serving" in kinds else "trace"
     first, second = (_summary(read, kind) for read in (a, b))
-    found = Comparison(a, b, kind)
+    found = Comparison(a, b, kind, (first, second))
     left, right = flat(first), flat(second)
     found.rows += _rows("figures", HEADLINES[kind], left, right)
-    if kind != "serving":
+    if kind in ("run", "trace"):
         parts = PARTS if kind == "trace" else timeline.PARTS
         found.rows += _rows("breakdown", [f"breakdown_s.{part}" for part in parts], left, right)
     if kind == "run":
         found.rows += _rows("cache", CACHE, left, right)
         found.rows += _links(a.path, b.path, left, right)
-    found.rows += _inputs(a.input, b.input)
+    found.rows += _inputs(a, b)
     return found
 
 
@@ -172,7 +180,28 @@ def _summary(read: Read, kind: str) -> Mapping[str, Any]:
     """The figures of `read` in the terms of `kind`."""
     if read.kind == "run" and kind == "trace":
         return summarize(read_spans(read.path))
-    return read.summary
+    return _common(read) if kind == "mixed" else read.summary
+
+
+def _common(read: Read) -> dict[str, Any]:
+    """What runs, serving runs and traces all have, or most of them, under the same names."""
+    of = flat(read.summary)
+    if read.kind == "serving":
+        step_s, tokens = of.get("mean_step_s"), of.get("mean_step_tokens")
+        usd, rate = of.get("usd_per_1m_generated"), of.get("generated_tokens_per_s")
+    else:
+        step_s, rate = of.get("step_time_s.mean"), of.get("throughput_tokens_per_s")
+        usd = of.get("cost.usd_per_million_tokens")
+        tokens = of["tokens"] / of["steps"] if of.get("tokens") and of.get("steps") else None
+    gpus = of.get("gpus")
+    return {
+        "tokens_per_s": rate,
+        "tokens_per_s_per_gpu": rate / gpus if rate is not None and gpus else None,
+        "step_time_s": {"mean": step_s},
+        "tokens_per_step": tokens,
+        "gpus": gpus,
+        "cost": {"usd_per_million_tokens": usd},
+    }
 
 
 def flat(given: Mapping[str, Any], before: str = "") -> dict[str, Any]:
@@ -226,13 +255,13 @@ def _links(a: Path, b: Path, left: Mapping[str, Any], right: Mapping[str, Any]) 
             yield Row("links", both[at], used[0][both[at]], used[1][both[at]])
 
 
-def _inputs(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> Iterator[Row]:
-    """Keys of the resolved inputs that differ."""
-    if a is None or b is None:
+def _inputs(a: Read, b: Read) -> Iterator[Row]:
+    """Keys of the resolved inputs that differ, and other words of the commands."""
+    if a.input is None or b.input is None:
         return
-    left, right = _every(a), _every(b)
+    left, right = ({**read.asked, **_every(read.input)} for read in (a, b))
     for key in dict.fromkeys((*left, *right)):
-        if left.get(key) != right.get(key):
+        if left.get(key) != right.get(key) and not any(part in key for part in PROSE):
             yield Row("input", key, left.get(key), right.get(key))
 
 

@@ -6,7 +6,16 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from simulator.results.summary import ABSENT, dollars, duration, joules, number, percent, size
+from simulator.results.summary import (
+    ABSENT,
+    dollars,
+    duration,
+    joules,
+    number,
+    percent,
+    size,
+    watts,
+)
 
 if TYPE_CHECKING:
     from simulator.results.compare import Comparison, Row
@@ -17,9 +26,16 @@ _MOST_INPUTS = 30
 _UNTOLD = 5e-4
 """A smaller change of a time is not put in words: its three digits are the same."""
 
+_UNTOLD_COST = 5e-3
+_CLOSE = 1e-2
+"""Rates this close are called about the same."""
+
 _NAMES = {
     "throughput_tokens_per_s": "tokens/s",
     "throughput_tokens_per_s_per_gpu": "tokens/s per GPU",
+    "tokens_per_s": "tokens/s",
+    "tokens_per_s_per_gpu": "tokens/s per GPU",
+    "tokens_per_step": "tokens per step",
     "step_time_s.mean": "step, mean",
     "step_time_s.max": "step, longest",
     "gpus": "GPUs",
@@ -32,7 +48,12 @@ _NAMES = {
     "load_imbalance.gpus": "rows, busiest GPU / mean",
     "load_imbalance.experts": "rows, busiest expert / mean",
     "energy.joules_per_step": "energy per step",
+    "energy.joules_per_token": "energy of a token",
+    "energy.power_w": "mean power",
     "cost.usd_per_million_tokens": "cost of 1M tokens",
+    "cost.usd_per_hour": "cost of an hour",
+    "cost.usd_per_year": "cost of a year",
+    "usd_per_1m_tokens": "cost of 1M tokens, in and out",
     "usd_per_1m_generated": "cost of 1M generated tokens",
     "window_s": "first to last kernel",
     "busy.compute": "computing",
@@ -85,6 +106,8 @@ def shown(key: str, value: object) -> str:
         return size(value)
     if last.startswith("joules"):
         return joules(value)
+    if last == "power_w":
+        return watts(value)
     if last.startswith("usd"):
         return dollars(value)
     return f"{value:,}" if isinstance(value, int) else number(value, 4)
@@ -109,6 +132,12 @@ def _ratio(row: Row) -> str:
     return f"{number(row.ratio)} x"
 
 
+def told(row: Row, key: str | None = None) -> tuple[str, str, str, str, str]:
+    """A row in words: its name, A, B, B - A and B / A. key: tells the unit in place of the name."""
+    key = key or _key(row)
+    return _label(row), shown(key, row.a), shown(key, row.b), _signed(key, row), _ratio(row)
+
+
 def _label(row: Row) -> str:
     if row.section == "breakdown":
         return _PARTS[row.figure.rpartition(".")[2]]
@@ -129,8 +158,8 @@ def _key(row: Row) -> str:
 def render(found: Comparison) -> str:
     """What differs and why, then the tables."""
     lines = [
-        f"A  {found.a.path} ({_words(found.a.kind)})",
-        f"B  {found.b.path} ({_words(found.b.kind)})",
+        f"A  {found.a.path} ({words_of(found.a.kind)})",
+        f"B  {found.b.path} ({words_of(found.b.kind)})",
     ]
     sections = ["\n".join(lines)]
     sections += [textwrap.fill(sentence, 80) for sentence in sentences(found)]
@@ -140,10 +169,23 @@ def render(found: Comparison) -> str:
             sections.append(_table(title, rows))
     if found.a.input is not None and found.b.input is not None:
         sections.append(_inputs(found.of("input")))
+    for note in notes_of(found):
+        sections.append(textwrap.fill(f"note: {note}", 80, subsequent_indent="      "))
     return "\n\n".join(sections) + "\n"
 
 
-def _words(kind: str) -> str:
+def notes_of(found: Comparison) -> list[str]:
+    """What was said of traces when they were read: files that were cut off, and the like."""
+    return [
+        f"{name}: {note}"
+        for name, read in (("A", found.a), ("B", found.b))
+        if read.kind == "trace"
+        for note in read.summary.get("notes", [])
+    ]
+
+
+def words_of(kind: str) -> str:
+    """What a run of this kind is called."""
     return {"run": "simulated", "serving": "serving run", "trace": "recorded"}[kind]
 
 
@@ -151,10 +193,8 @@ def _table(title: str, rows: Sequence[Row]) -> str:
     header = "".join(f"{name:>{_COLUMN}}" for name in ("A", "B", "B - A", "B / A"))
     lines = [f"{title:<{_LABEL - 2}}{header}"]
     for row in rows:
-        key = _key(row)
-        cells = (shown(key, row.a), shown(key, row.b), _signed(key, row), _ratio(row))
+        label, *cells = told(row)
         values = "".join(f"{cell:>{_COLUMN}}" for cell in cells)
-        label = _label(row)
         if len(label) > _LABEL - 5:
             lines += [f"  {label[:78]}", f"{'':<{_LABEL - 2}}{values}"]
         else:
@@ -180,28 +220,58 @@ def _told(value: object) -> str:
 
 
 def sentences(found: Comparison) -> list[str]:
-    """The differences explained, most important first."""
+    """Which is faster and what explains it, most important first."""
     rows = {row.figure: row for row in found.rows}
-    said: list[str] = []
     if found.kind == "serving":
-        said += _serving(rows)
+        said = _serving(rows) + _speed(rows, found.kind)
     else:
-        said += _step(rows, found)
+        said = _speed(rows, found.kind) + _step(rows, found)
     said += _hits(rows)
     said += _link(found)
+    said += _cost(rows)
     return said
+
+
+def _speed(rows: dict[str, Row], kind: str) -> list[str]:
+    """Tokens per second, and of each GPU where the numbers of GPUs differ."""
+    names = ("throughput_tokens_per_s", "generated_tokens_per_s", "tokens_per_s")
+    row = next((rows[name] for name in names if name in rows), None)
+    if row is None or not row.ratio:
+        return []
+    rates = f"{number(row.a, 4)} -> {number(row.b, 4)} tokens/s ({_ratio(row)})"
+    if kind != "run":
+        # Requests come when they come: tokens per second are no speed.
+        first = f"Tokens made: {rates}"
+    elif _alike(row):
+        return [f"B is as fast as A: {number(row.a, 4)} tokens/s."]
+    elif abs(row.ratio - 1) < _CLOSE:
+        first = f"B is about as fast as A: {rates}"
+    else:
+        first = f"B is {'faster' if row.b > row.a else 'slower'} than A: {rates}"
+    gpus = rows.get("gpus")
+    if gpus is None or gpus.difference is None:
+        return [f"{first}."]
+    if gpus.same:
+        return [f"{first}, on {gpus.a:,} GPUs each."]
+    each = number(row.ratio * gpus.a / gpus.b)
+    return [f"{first}, on {gpus.a:,} -> {gpus.b:,} GPUs: {each} x per GPU."]
+
+
+def _alike(row: Row) -> bool:
+    return row.same or abs(row.b - row.a) < _UNTOLD * abs(row.a)
 
 
 def _longer(row: Row, what: str) -> str:
     """How B's time compares with A's."""
-    if row.same or abs(row.b - row.a) < _UNTOLD * row.a:
+    if _alike(row):
         return f"A {what} takes as long in both ({shown(row.figure, row.a)})"
     change = "longer" if row.b > row.a else "shorter"
+    by = shown(row.figure, abs(row.b - row.a))
+    a, b = shown(row.figure, row.a), shown(row.figure, row.b)
+    if a == b:
+        return f"B's {what} takes {by} ({percent(abs(row.b / row.a - 1))}) {change} than A's {a}"
     of = f", {_ratio(row)} as long" if row.ratio is not None else ""
-    return (
-        f"B's {what} takes {shown(row.figure, abs(row.b - row.a))} {change} than A's "
-        f"({shown(row.figure, row.a)} -> {shown(row.figure, row.b)}{of})"
-    )
+    return f"B's {what} takes {by} {change} than A's ({a} -> {b}{of})"
 
 
 def _step(rows: dict[str, Row], found: Comparison) -> list[str]:
@@ -211,25 +281,27 @@ def _step(rows: dict[str, Row], found: Comparison) -> list[str]:
     if time is None or time.difference is None:
         return []
     first = _longer(time, "step")
+    if not parts:
+        return [f"{first}."]
+    # What changed by a hundredth of a step, or made a tenth of its change.
+    least = 0.01 * _least(time)
+    if not _alike(time):
+        least = min(least, 0.1 * abs(time.difference))
     moved = sorted(
-        (
-            row
-            for row in parts
-            if not row.same and abs(row.difference or 0.0) >= 0.01 * _least(time)
-        ),
+        (row for row in parts if not row.same and abs(row.difference or 0.0) >= least),
         key=lambda row: -abs(row.difference or 0.0),
     )
     if not moved:
-        return [f"{first}, and so do its parts."] if "as long in both" in first else [f"{first}."]
-    told = ", ".join(f"{_label(row)} {_signed(row.figure, row)}" for row in moved)
+        return [f"{first}, and so do its parts."] if _alike(time) else [f"{first}."]
+    changes = ", ".join(f"{_label(row)} {_signed(row.figure, row)}" for row in moved)
     total = sum(row.difference or 0.0 for row in parts)
     rest = time.difference - total
     more = ""
-    if abs(rest) > 0.02 * _least(time):
+    if abs(rest) > max(0.02 * _least(time), least):
         # Of traces: the window is from the first kernel to the last, not the marked steps.
         sign = "+" if rest > 0 else "-"
         more = f"; {sign}{duration(abs(rest))} lies outside the kernels' window"
-    return [f"{first}. By part: {told}{more}."]
+    return [f"{first}. By part: {changes}{more}."]
 
 
 def _least(time: Row) -> float:
@@ -256,6 +328,18 @@ def _link(found: Comparison) -> list[str]:
     return [
         f"The link whose use changed most: {row.figure}, busy {percent(row.a)} -> {percent(row.b)}."
     ]
+
+
+def _cost(rows: dict[str, Row]) -> list[str]:
+    names = {
+        "cost.usd_per_million_tokens": "tokens",
+        "usd_per_1m_generated": "generated tokens",
+    }
+    for name, words in names.items():
+        row = rows.get(name)
+        if row is not None and row.ratio and abs(row.ratio - 1) > _UNTOLD_COST:
+            return [f"A million {words} cost {dollars(row.a)} -> {dollars(row.b)} ({_ratio(row)})."]
+    return []
 
 
 def _serving(rows: dict[str, Row]) -> list[str]:

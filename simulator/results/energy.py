@@ -15,15 +15,15 @@ kernels would take longer, which the simulated times do not show.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from simulator.runfiles.spans import COMM, COMPUTE, COPY, KINDS
-from simulator.runfiles.tables import Columns
+from simulator.runfiles.spans import KINDS
+from simulator.runfiles.tables import Columns, for_kernel
 
 JOULES_PER_KWH = 3.6e6
 BESIDE = ("nvswitch", "nic", "cpu")
@@ -64,25 +64,23 @@ class EnergyTally:
 
     def add(self, block: Columns, measured: npt.NDArray[np.bool_], rates: EnergyRates) -> None:
         """Add the spans of `block` (columns [n]) of which `measured` [n] is true."""
-        per_flop = np.array([rates.j_per_flop.get(kind, 0.0) for kind in KINDS])
-        stream, gpu = block["stream"][measured], block["gpu"][measured]
-        kind, moved = block["kind"][measured], block["bytes"][measured]
-        length_s = (block["end_s"] - block["start_s"])[measured]
-        passes = np.select([stream == COMM, (stream == COMPUTE) | (stream == COPY)], [2.0, 1.0])
-        compute_j = np.where(stream == COMPUTE, block["flops"][measured] * per_flop[kind], 0.0)
-        hbm_j = passes * moved * rates.hbm_j_per_byte
-        asked_j = compute_j + hbm_j
-        most_j = np.where(stream == COMPUTE, (rates.tdp_w - rates.idle_w) * length_s, np.inf)
-        over = asked_j > most_j * (1 + 1e-12)
-        share = np.where(over, most_j / np.where(over, asked_j, 1.0), 1.0)
+        from simulator.results import tally_kernels as kernels
 
-        def by_gpu(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-            return np.bincount(gpu, weights=values, minlength=self.gpus).astype(np.float64)
+        j_per_flop = np.array([rates.j_per_flop.get(kind, 0.0) for kind in KINDS])
+        given = kernels.Drawn(*for_kernel(block, kernels.Drawn._fields))
+        sums = np.zeros((4, self.gpus))
+        most_w = rates.tdp_w - rates.idle_w
+        kernels.draw(given, measured, j_per_flop, rates.hbm_j_per_byte, most_w, sums)
+        self._add(sums)
 
-        self.compute_j += by_gpu(np.where(over, compute_j * share, compute_j))
-        self.hbm_j += by_gpu(np.where(over, hbm_j * share, hbm_j))
-        self.over_j += by_gpu(np.where(over, asked_j * (1 - share), 0.0))
-        self.over_s += by_gpu(np.where(over, length_s, 0.0))
+    def merge(self, other: EnergyTally) -> None:
+        """Add what another one has counted."""
+        self._add((other.compute_j, other.hbm_j, other.over_j, other.over_s))
+
+    def _add(self, sums: Iterable[npt.NDArray[np.float64]]) -> None:
+        mine = (self.compute_j, self.hbm_j, self.over_j, self.over_s)
+        for total, more in zip(mine, sums, strict=True):
+            total += more
 
 
 def energy_figures(

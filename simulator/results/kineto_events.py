@@ -28,7 +28,9 @@ from simulator.runfiles.spans import (
 from simulator.runfiles.tables import Columns
 
 HOST_PID = 1_000_000
-"""Process of the launches and step marks; kernels lie in the process of their GPU's index."""
+"""Plus the GPU's index: process of its launches and step marks. Kernels lie in the process of that
+index. So a viewer that is given the traces of several ranks keeps them apart.
+"""
 
 STEP_TID = 0
 
@@ -57,9 +59,9 @@ def kernels(spans: Columns, begin: Ints, end: Ints, correlation: Ints, stream: i
     tid = str(stream_id(stream))
     at, link = _number(begin), _number(correlation)
     names = _texts([kernel_name(stream, kind) for kind in range(len(KINDS))])
-    gpu = _number(spans["gpu"])
+    gpu, host = _number(spans["gpu"]), _number(HOST_PID + spans["gpu"].astype(np.int64))
     pieces: list[Any] = [
-        ',\n{"ph":"X","cat":"cuda_runtime","name":"cudaLaunchKernel","pid":' + str(HOST_PID),
+        ',\n{"ph":"X","cat":"cuda_runtime","name":"cudaLaunchKernel","pid":', host,
         f',"tid":{tid},"ts":', at, ',"dur":1,"args":{"correlation":', link,
         '}},\n{"ph":"X","cat":"kernel","name":"', names.take(_whole(spans["kind"])),
         '","pid":', gpu, f',"tid":{tid},"ts":', at, ',"dur":', _number(end - begin),

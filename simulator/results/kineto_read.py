@@ -100,17 +100,27 @@ def read_traces(path: Path, cpu: bool = False) -> Recorded:
     """
     files = trace_files(path)
     if not files:
-        why = "holds no *.json or *.json.gz" if path.is_dir() else "is missing"
+        why = "holds no *.json or *.json.gz"
+        if not path.is_dir():
+            why = "is neither a file nor a folder" if path.exists() else "is missing"
         raise InputError(f"{path}: {why}; a trace or a folder of traces is needed")
     found = Recorded(path, cpu=cpu)
     faults: list[str] = []
     operators = 0
+    ranks: dict[int, str] = {}
     for index, file in enumerate(files):
+        known = len(found.gpus)
         try:
             operators += _read_file(file, index, found)
             found.files += 1
         except InputError as error:
             faults.append(str(error))
+        for rank in dict.fromkeys(gpu.rank for gpu in found.gpus[known:]):
+            first = ranks.setdefault(rank, file.name)
+            if first != file.name:
+                found.notes.append(
+                    f"{file.name}: is of rank {rank}, and so is {first}; they count as several GPUs"
+                )
     if found.gpus:
         found.notes += faults
         return found
@@ -121,7 +131,8 @@ def read_traces(path: Path, cpu: bool = False) -> Recorded:
         )
     if faults:
         raise InputError("\n".join(faults))
-    raise InputError("\n".join([*found.notes, f"{path}: no GPU kernels"]))
+    why = f" ({'; '.join(found.notes)})" if found.notes else ""
+    raise InputError(f"{path}: no GPU kernels{why}")
 
 
 def _read_file(path: Path, index: int, found: Recorded) -> int:

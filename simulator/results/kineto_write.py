@@ -35,7 +35,7 @@ class TraceFile:
         self._pack = zlib.compressobj(_LEVEL, zlib.DEFLATED, 31)
         # Readers look for the rank as text, with this very space after each colon.
         head = f'{{"schemaVersion": 1, "distributedInfo": {{"rank": {rank}}}, "traceEvents": ['
-        events = ",\n".join(json.dumps(event) for event in [*_names(rank), *_steps(marks)])
+        events = ",\n".join(json.dumps(event) for event in [*_names(rank), *_steps(rank, marks)])
         self.write(f"{head}\n{events}".encode())
 
     def write(self, text: bytes | memoryview) -> None:
@@ -62,19 +62,23 @@ class TraceFile:
 
 
 def _names(gpu: int) -> list[dict[str, object]]:
-    """What viewers call the processes and rows."""
-    found = [("process_name", gpu, 0, f"GPU {gpu}"), ("process_name", HOST_PID, 0, "launches")]
-    found.append(("thread_name", HOST_PID, STEP_TID, "steps"))
+    """What viewers call the processes and rows, and the order in which they show them."""
+    host = HOST_PID + gpu
+    found: list[tuple[str, int, int, dict[str, object]]] = []
+    for pid, name in ((gpu, f"GPU {gpu}"), (host, f"launches of GPU {gpu}")):
+        found.append(("process_name", pid, 0, {"name": name}))
+        found.append(("process_sort_index", pid, 0, {"sort_index": pid}))
+    found.append(("thread_name", host, STEP_TID, {"name": "steps"}))
     for stream, name in enumerate(STREAMS):
-        found.append(("thread_name", gpu, stream_id(stream), f"{name} stream"))
-        found.append(("thread_name", HOST_PID, stream_id(stream), f"launches on {name}"))
+        found.append(("thread_name", gpu, stream_id(stream), {"name": f"{name} stream"}))
+        found.append(("thread_name", host, stream_id(stream), {"name": f"launches on {name}"}))
     return [
-        {"ph": "M", "name": what, "pid": pid, "tid": tid, "ts": 0, "args": {"name": name}}
-        for what, pid, tid, name in found
+        {"ph": "M", "name": what, "pid": pid, "tid": tid, "ts": 0, "args": args}
+        for what, pid, tid, args in found
     ]
 
 
-def _steps(marks: Sequence[Mark]) -> list[dict[str, object]]:
+def _steps(gpu: int, marks: Sequence[Mark]) -> list[dict[str, object]]:
     """A mark for each step, and an empty one after them, since readers drop the last."""
     number, _, end = marks[-1]
     return [
@@ -82,7 +86,7 @@ def _steps(marks: Sequence[Mark]) -> list[dict[str, object]]:
             "ph": "X",
             "cat": "user_annotation",
             "name": f"ProfilerStep#{step}",
-            "pid": HOST_PID,
+            "pid": HOST_PID + gpu,
             "tid": STEP_TID,
             "ts": at,
             "dur": until - at,

@@ -14,6 +14,7 @@ from typing import Any
 
 from simulator.errors import InputError
 from simulator.results.colours import Figure, palettes
+from simulator.spec.units import did_you_mean
 
 LIBRARY = "plotly.min.js"
 PLOTLYJS = ("inline", "cdn", "directory")
@@ -189,6 +190,13 @@ def render_page(
             parts[f"{theme}_{colour}".upper()] = palette[theme][colour]
     # In one pass, so that nothing put in is read again.
     return re.sub("@([A-Z_]+)@", lambda slot: parts[slot[1]], _PAGE)
+
+
+def check_plotlyjs(given: str, name: str = "plotlyjs") -> None:
+    """Raise InputError (that begins with `name`) for what is none of PLOTLYJS."""
+    if given not in PLOTLYJS:
+        hint = did_you_mean(given, list(PLOTLYJS))
+        raise InputError(f"{name}: no {given!r}{hint}; write {', '.join(PLOTLYJS)}")
 
 
 def library() -> str:

@@ -55,7 +55,7 @@ def _made(run: Run, name: str, make: Maker) -> list[Section]:
     """The sections that a maker makes, or, in `run.faults`, why it cannot."""
     try:
         found = make(run)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         run.faults.append(
             f"result.json: is not of this version, {name} is left out ({type(error).__name__}: "
             f"{error})"
@@ -68,7 +68,7 @@ def is_report(path: Path) -> bool:
     """Whether the file is a page that `render` made."""
     try:
         with path.open("rb") as stream:
-            return report_page.MARK.encode() in stream.read(_HEAD_BYTES)
+            return report_page.mark("report").encode() in stream.read(_HEAD_BYTES)
     except OSError:
         return False
 

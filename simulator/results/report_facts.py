@@ -42,7 +42,7 @@ def headline(run: Run) -> str:
     try:
         cards = _serving_cards(summary) if run.is_serving else _run_cards(summary)
         sentence = _served(summary) if summary and run.is_serving else ""
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         cards, sentence = [], ""
         run.faults.append(f"result.json: the summary is not of this version ({error!r})")
     sentence = sentence or str(summary.get("bottleneck_sentence", ""))
@@ -269,7 +269,7 @@ def reproduce_section(run: Run) -> Section:
     parts = []
     command = command_of(result)
     if command:
-        parts.append(_copied("command", shlex.join(command)))
+        parts.append(copied("command", shlex.join(command)))
     about = [(f"{name} version", str(value)) for name, value in result.get("versions", {}).items()]
     if "seed" in result:
         about.insert(0, ("seed", str(result["seed"])))
@@ -278,7 +278,7 @@ def reproduce_section(run: Run) -> Section:
     if run.summary:
         try:
             parts.append(_folded("The summary as text", "as-text", _as_text(run)))
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             run.faults.append(f"result.json: the summary is not of this version ({error!r})")
         figures = json.dumps(run.summary, indent=1, sort_keys=True)
         parts.append(_folded("All figures (JSON)", "figures-json", figures))
@@ -299,7 +299,8 @@ def _as_text(run: Run) -> str:
 def command_of(result: Mapping[str, Any]) -> list[str]:
     """The command of a run as words, [] if its `result.json` does not say it."""
     given, inputs = result.get("given"), result.get("input", {})
-    if given is None or "topology_given" not in inputs:
+    needed = ("command", "overrides")
+    if given is None or "topology_given" not in inputs or any(key not in given for key in needed):
         return []
     words = ["python", "-m", "simulator"]
     if given["command"] != "run":
@@ -310,10 +311,12 @@ def command_of(result: Mapping[str, Any]) -> list[str]:
             words += [f"--{flag}", given[flag]]
     for override in given["overrides"]:
         words += ["--set", override]
-    return [*words, "--seed", str(result["seed"])]
+    words += ["--seed", str(result.get("seed", 0))]
+    return [str(word) for word in words]
 
 
-def _copied(name: str, text: str) -> str:
+def copied(name: str, text: str) -> str:
+    """Text with a button that copies it, as HTML; name: of the element."""
     return (
         f'<div class="copied"><pre id="{name}">{html.escape(text)}</pre>'
         f'<button type="button" data-copy="{name}">copy</button></div>'
@@ -321,7 +324,7 @@ def _copied(name: str, text: str) -> str:
 
 
 def _folded(words: str, name: str, text: str) -> str:
-    return f"<details><summary>{html.escape(words)}</summary>{_copied(name, text)}</details>"
+    return f"<details><summary>{html.escape(words)}</summary>{copied(name, text)}</details>"
 
 
 def lines_of(run: Run) -> Sequence[tuple[str, str]]:

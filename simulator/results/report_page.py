@@ -11,9 +11,6 @@ from simulator.results.page import library_tag, script_json
 from simulator.results.report_charts import Chart, Section
 from simulator.results.report_script import script
 
-MARK = '<meta name="generator" content="moe-cluster-simulator report">'
-"""By which a report is known for one."""
-
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -85,7 +82,7 @@ summary { cursor: pointer; }
 pre { margin: 0.4rem 0; padding: 0.7rem 4.5rem 0.7rem 0.8rem; background: var(--host);
   border: 1px solid var(--frame); border-radius: 6px; overflow: auto; max-height: 32rem;
   font: 0.82rem/1.4 ui-monospace, monospace; }
-pre#command { white-space: pre-wrap; overflow-wrap: anywhere; }
+pre[id^=command] { white-space: pre-wrap; overflow-wrap: anywhere; }
 @media print { nav { display: none; } }
 </style>
 @LIBRARY@
@@ -127,10 +124,11 @@ def render(
     headline: str,
     sections: Sequence[Section],
     plotlyjs: str,
+    kind: str = "report",
 ) -> str:
     """The page. lines: (CSS class, text) of paragraphs under the title; headline: HTML.
 
-    plotlyjs: see `simulator.results.page.render_page`.
+    kind: by which `mark` knows it again; plotlyjs: see `simulator.results.page.render_page`.
     """
     charts = {
         chart.name: {"kind": chart.kind, "figure": chart.figure}
@@ -138,7 +136,7 @@ def render(
         for chart in section.charts
     }
     parts = {
-        "MARK": MARK,
+        "MARK": mark(kind),
         "TITLE": html.escape(title),
         "COLOURS": _colours(),
         "LINES": "\n".join(
@@ -160,6 +158,11 @@ def render(
     }
     # In one pass, so that nothing put in is read again.
     return re.sub("@([A-Z]+)@", lambda slot: parts[slot[1]], _PAGE)
+
+
+def mark(kind: str) -> str:
+    """What stands in the head of a page of this kind."""
+    return f'<meta name="generator" content="moe-cluster-simulator {kind}">'
 
 
 def _colours() -> str:

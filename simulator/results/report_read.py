@@ -30,6 +30,15 @@ _SERVING_STEPS = pa.schema(
 """The columns that are shown."""
 
 
+_ENTRIES = {
+    **dict.fromkeys(
+        ("summary", "input", "given", "versions", "memory", "context", "serving_context"), dict
+    ),
+    "notes": list,
+}
+"""Of `result.json`: what each is."""
+
+
 @dataclass
 class Run:
     """A run directory as far as it can be read; what cannot be is None, and `faults` says why.
@@ -71,12 +80,14 @@ def read_run(path: Path, asked: tuple[int, int] | None = None) -> Run:
 
     Errors: InputError if nothing can, or `asked` names no step.
     """
-    if not path.is_dir():
-        raise InputError(f"{path}: is no directory of a run")
-    files, faults = RunDir(path), []
+    files = RunDir(path)
+    names = (files.result, files.spans, files.steps, files.links, files.loads, files.requests)
+    if not any(file.exists() for file in names):
+        raise InputError(f"{path}: is no directory of a run; give one kept with --out")
+    faults: list[str] = []
     result: dict[str, Any] = {}
     try:
-        result = _result(files.result)
+        result = _result(files.result, faults)
     except InputError as error:
         faults.append(str(error))
     is_serving = "serving_context" in result or files.requests.exists()
@@ -99,16 +110,25 @@ def read_run(path: Path, asked: tuple[int, int] | None = None) -> Run:
     return run
 
 
-def _result(path: Path) -> dict[str, Any]:
+def _result(path: Path, faults: list[str]) -> dict[str, Any]:
+    """`result.json`; entries that are not what a run writes are left out, and told in `faults`."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: is missing; is this the directory of a finished run?") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read, it is damaged or cut short") from error
-    if not isinstance(found, dict) or not isinstance(found.get("summary", {}), dict):
+    if not isinstance(found, dict):
         raise InputError(f"{path}: is not the result of a run")
-    return found
+    for key, kind in _ENTRIES.items():
+        if found.get(key) is not None and not isinstance(found[key], kind):
+            faults.append(f"{path}: {key!r} is not of this version and is left out")
+            found[key] = None
+    given = found.get("input")
+    if given and not all(isinstance(given.get(key), dict) for key in ("topology", "workload")):
+        faults.append(f"{path}: 'input' is not of this version and is left out")
+        found["input"] = None
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _table(run: Run, path: Path, schema: pa.Schema) -> Columns | None:

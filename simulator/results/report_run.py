@@ -30,14 +30,14 @@ from simulator.runfiles.spans import ACCESS_SCHEMA, STREAMS
 from simulator.runfiles.tables import iter_table
 
 # How the time of a step is told, with colours in the order of the parts.
-_PARTS = {
+PARTS = {
     "compute": ("compute", "@nvswitch"),
     "communication": ("communication", "@pcie"),
     "fetch_stall": ("waiting for weights", "@gpu"),
     "peer_wait": ("waiting for a peer", "@dram"),
     "idle": ("idle", "@cpu"),
 }
-_LAYER_WORDS = {
+LAYER_WORDS = {
     "attention": ("attention", "@spine"),
     "ffn": ("dense FFN", "@leaf"),
     "experts": ("experts", "@nvswitch"),
@@ -64,7 +64,7 @@ def time_section(run: Run) -> Section | None:
     step_s = summary["step_time_s"]["mean"]
     scale, unit = time_unit(step_s)
     data = []
-    for part, (words, colour) in _PARTS.items():
+    for part, (words, colour) in PARTS.items():
         there = {row: shares[part] for row, shares in rows.items() if shares.get(part)}
         if there:
             told = [f"{percent(share)} of a step" for share in there.values()]
@@ -94,7 +94,7 @@ def cluster_section(
 
     drawn: nodes, links, and the word for hosts on one fabric; None: only the links are listed.
     """
-    used = _use(run)
+    used = use_of(run)
     busy = _busy(run)
     body = _busiest(run, used) + _moved(run)
     if drawn is None:
@@ -134,7 +134,7 @@ def _values(title: str, percents: dict[Any, float]) -> Values | None:
     return Values(title, "%", percents, max(_LEAST_END, *percents.values()))
 
 
-def _use(run: Run) -> dict[str, float]:
+def use_of(run: Run) -> dict[str, float]:
     """Link -> share of its bandwidth that was used in the measured time."""
     time_s = run.summary.get("simulated_time_s")
     if time_s is None and run.scan is not None:
@@ -204,10 +204,10 @@ def layers_section(scan: Scan) -> Section | None:
     layers = np.arange(len(mean_s)).tolist()
     data = [
         bars(
-            _LAYER_WORDS[part][0],
+            LAYER_WORDS[part][0],
             layers,
             rounded(mean_s[:, at] * scale),
-            _LAYER_WORDS[part][1],
+            LAYER_WORDS[part][1],
             f"layer %{{x}}: %{{y:.3g}} {unit}",
         )
         for at, part in enumerate(LAYER_PARTS)
@@ -280,7 +280,7 @@ def _pivot(
 def cache_section(run: Run) -> Section | None:
     """Hits, late hits and misses step by step, and layer by layer."""
     try:
-        by_step, by_layer = _accesses(run)
+        by_step, by_layer = accesses_of(run)
     except InputError as error:
         run.faults.append(str(error).replace(f"{run.path}/", ""))
         return None
@@ -307,7 +307,7 @@ def cache_section(run: Run) -> Section | None:
     return Section("cache", "Expert cache", text, charts, pair=True)
 
 
-def _accesses(run: Run) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+def accesses_of(run: Run) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
     """Hits, late hits and misses by step and by layer."""
     names = ("hit", "late", "miss")
     found: tuple[dict[int, list[int]], dict[int, list[int]]] = ({}, {})

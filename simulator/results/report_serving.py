@@ -36,7 +36,7 @@ def latency_section(run: Run) -> Section | None:
     table_of = run.requests
     if table_of is None:
         return None
-    finished = _counted(run, table_of) & (table_of["outcome"] == OUTCOMES.index("finished"))
+    finished = counted(run, table_of) & (table_of["outcome"] == OUTCOMES.index("finished"))
     if not finished.any():
         return None
     slo: Mapping[str, Any] = run.summary.get("slo", {})
@@ -130,10 +130,11 @@ def _percentiles(summary: Mapping[str, Any]) -> str:
     return table(("latency", *COLUMNS), rows) if rows else ""
 
 
-def _counted(run: Run, requests: Columns) -> npt.NDArray[np.bool_]:
+def counted(run: Run, requests: Columns) -> npt.NDArray[np.bool_]:
+    """Which requests came after the warm-up."""
     warmup_s = run.result.get("serving_context", {}).get("warmup_s", 0.0)
-    counted: npt.NDArray[np.bool_] = requests["arrival_s"] >= warmup_s
-    return counted
+    found: npt.NDArray[np.bool_] = requests["arrival_s"] >= warmup_s
+    return found
 
 
 def groups_section(run: Run) -> Section | None:
@@ -172,16 +173,16 @@ def outcomes_table(run: Run) -> str:
     requests, summary = run.requests, run.summary
     rows = []
     if requests is not None:
-        counted = _counted(run, requests)
+        after = counted(run, requests)
         for number_of, name in enumerate(OUTCOMES):
-            count = int((counted & (requests["outcome"] == number_of)).sum())
+            count = int((after & (requests["outcome"] == number_of)).sum())
             if count or name == "finished":
-                rows.append((name, f"{count:,}", percent(count / max(int(counted.sum()), 1))))
+                rows.append((name, f"{count:,}", percent(count / max(int(after.sum()), 1))))
         if "slo" in summary:
-            finished = counted & (requests["outcome"] == OUTCOMES.index("finished"))
+            finished = after & (requests["outcome"] == OUTCOMES.index("finished"))
             good = int(within(latencies_of(requests, finished), summary["slo"]).sum())
             rows.append(
-                ("within the objectives", f"{good:,}", percent(good / max(int(counted.sum()), 1)))
+                ("within the objectives", f"{good:,}", percent(good / max(int(after.sum()), 1)))
             )
     for key, words in (
         ("retries", "retries"),

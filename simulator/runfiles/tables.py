@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simulator.errors import InputError
-from simulator.runfiles.spans import BLOCK_ROWS, COPY, KINDS, SEND, SPAN_SCHEMA, STREAMS
+from simulator.runfiles.spans import (
+    BLOCK_ROWS,
+    COPY,
+    KINDS,
+    RECORD,
+    SEND,
+    SPAN_SCHEMA,
+    STREAMS,
+)
 
 Columns = dict[str, npt.NDArray[Any]]
 """Column name -> array [rows]."""
@@ -68,37 +76,74 @@ def _batches(path: Path, columns: Sequence[str], block_rows: int) -> Iterator[pa
             yield batch
 
 
+Room = Callable[[str, int, Any], npt.NDArray[Any]]
+"""An array for a name, a length and a type, to be filled."""
+
+
+def _new(_: str, count: int, kind: Any) -> npt.NDArray[Any]:
+    return np.empty(count, kind)
+
+
+def for_kernel(spans: Columns, names: Sequence[str]) -> list[npt.NDArray[Any]]:
+    """Columns of spans as a compiled function takes them: contiguous, read-only, with the dtypes of
+    `RECORD`, so that it is compiled but once.
+    """
+    columns = [np.ascontiguousarray(spans[name], RECORD[name]).view() for name in names]
+    for column in columns:
+        column.flags.writeable = False
+    return columns
+
+
 def whole_steps(blocks: Iterator[Columns], path: Path) -> Iterator[Columns]:
     """The compute, comm and send spans of `blocks`, regrouped so that no step is cut in two.
 
     Fetches are left out: the fate of a prefetch may be known only in a later step. Memory is a
     block and one step. Errors: InputError (naming `path`) if steps are out of order.
     """
-    held: list[Columns] = []
+    for parts in parts_of_steps(blocks, path):
+        yield joined(parts)
+
+
+Part = tuple[Columns, npt.NDArray[np.int64]]
+"""Columns [n], and which of their rows."""
+
+
+def parts_of_steps(blocks: Iterator[Columns], path: Path) -> Iterator[list[Part]]:
+    """As `whole_steps`, still to be `joined`."""
+    held: list[Part] = []
     last_step = -(2**31)
     for block in blocks:
         mine = block["stream"] != COPY
         if "kind" in block:
-            mine = mine | (block["kind"] == SEND)
-        part = {name: values[mine] for name, values in block.items()}
-        step = part["step"]
-        if not len(step):
+            mine |= block["kind"] == SEND
+        rows = np.flatnonzero(mine)
+        if not len(rows):
             continue
-        if step[0] < last_step or np.any(np.diff(step) < 0):
+        step = block["step"][rows]
+        if step[0] < last_step or np.any(step[1:] < step[:-1]):
             raise InputError(f"{path}: spans of a step lie among those of a later one; run again")
-        last_step = int(step[-1])
-        cut = int(np.searchsorted(step, last_step, side="left"))
-        if cut or (held and held[0]["step"][-1] != last_step):
-            held.append({name: values[:cut] for name, values in part.items()})
-            yield _joined(held)
+        cut = int(np.searchsorted(step, step[-1], side="left"))
+        if cut or (held and last_step != step[-1]):
+            yield [*held, (block, rows[:cut])]
             held = []
-        held.append({name: values[cut:] for name, values in part.items()})
+        last_step = int(step[-1])
+        # A copy, which does not keep the rest of the block.
+        rest = {name: values[rows[cut:]] for name, values in block.items()}
+        held.append((rest, np.arange(len(rows) - cut)))
     if held:
-        yield _joined(held)
+        yield held
 
 
-def _joined(parts: Sequence[Columns]) -> Columns:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def joined(parts: Sequence[Part], room: Room = _new) -> Columns:
+    """The rows of `parts` one after another, in arrays that `room` gives, or in new ones."""
+    ends = np.cumsum([len(rows) for _, rows in parts]).tolist()
+    result = {}
+    for name, values in parts[0][0].items():
+        column = result[name] = room(name, ends[-1], values.dtype)
+        for (block, rows), end in zip(parts, ends, strict=True):
+            # All rows are there: clipping them only spares a copy of the result.
+            np.take(block[name], rows, out=column[end - len(rows) : end], mode="clip")
+    return result
 
 
 def _open(path: Path, columns: Sequence[str]) -> pq.ParquetFile:

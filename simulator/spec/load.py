@@ -402,7 +402,8 @@ def _requests_dir(workload: Workload, path: Path) -> Path:
 
 
 def _check_parallel(topology: Topology, workload: Workload, document: Document) -> None:
-    found = check(workload.parallel, workload.model, gpu_count(topology), topology.name)
+    count, redundant = gpu_count(topology), workload.redundant_experts
+    found = check(workload.parallel, workload.model, count, topology.name, redundant)
     if found:
         lines = [document.fault(("parallel", *path), what) for path, what in found]
         raise InputError("\n".join(lines))

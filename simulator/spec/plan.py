@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from simulator.spec.choices import ChoiceError
-from simulator.spec.fields import Bytes, Count, Spec, refuse
+from simulator.spec.fields import Bytes, Count, NotNegative, Spec, refuse
 
 if TYPE_CHECKING:
     from simulator.spec.schema import Model
 
 KeyPath = tuple[str | int, ...]
 Fault = tuple[KeyPath, str]
+Offload = Literal["experts", "layers"]
 
 MOST = 65_536  # numbers in one list; as many as there can be GPUs
 
@@ -91,7 +92,9 @@ class Parallel(Spec):
     ``sequence_parallel``: all-gather and reduce-scatter in place of all-reduce. ``allreduce``: the
     algorithm (auto: the fastest that the transport lists and the wiring allows). ``pipeline``:
     flushed (every batch enters an empty pipeline) or steady (the next micro-batch follows); null:
-    steady in decode.
+    steady in decode. ``offload``: what lies in host memory and comes ahead of its use, the routed
+    experts of a layer, or all weights of layers; ``resident_layers``: of so many layers every GPU
+    keeps it (null: of as many as fit).
     """
 
     ep: Count | None = None
@@ -104,8 +107,10 @@ class Parallel(Spec):
     chunk_bytes: Bytes | None = Field(default=None, alias="chunk")
     interleave: Count = 1
     sequence_parallel: bool = False
-    allreduce: Literal["auto", "ring", "tree", "nvls", "pair"] = "auto"
+    allreduce: Literal["auto", "ring", "tree", "nvls"] = "auto"
     pipeline: Literal["flushed", "steady"] | None = None
+    offload: Offload | None = None
+    resident_layers: NotNegative | None = None
 
     @model_validator(mode="after")
     def _one_way_to_say_it(self) -> Parallel:
@@ -122,6 +127,8 @@ class Parallel(Spec):
             ]
         if self.chunk_bytes is not None and self.microbatches is not None:
             found.append((("chunk",), "give chunk or microbatches, not both"))
+        if self.resident_layers is not None and self.offload is None:
+            found.append((("resident_layers",), "needs offload: experts or layers"))
         if self.interleave > 1 and self.pp == 1 and self.stages is None:
             found.append((("interleave",), "needs pp above 1"))
         refuse("Parallel", found)
@@ -170,13 +177,20 @@ def degrees(parallel: Parallel, layers: int, experts: int, gpus: int) -> list[De
     ]
 
 
-def check(parallel: Parallel, model: Model, gpus: int, cluster: str) -> list[Fault]:
-    """What cannot be, each as (key path below `parallel`, what is wrong); empty if all can."""
+def check(
+    parallel: Parallel, model: Model, gpus: int, cluster: str, redundant: int = 0
+) -> list[Fault]:
+    """What cannot be, each as (key path below `parallel`, what is wrong); empty if all can.
+
+    redundant: copies of experts beside the first of each, which take slots of their own.
+    """
     found = _check_gpus(parallel, model.layers, gpus, cluster)
+    if parallel.offload == "experts" and not model.moe.experts:
+        found.append((("offload",), "experts, but the model has none; write layers"))
     if found:
         return found
     for path, stage in _stages(parallel, model.layers, gpus):
-        for name, what in _check_stage(stage, model, cluster):
+        for name, what in _check_stage(stage, model, cluster, redundant):
             fault = ((*path, name), what)
             if fault not in found:  # stages of a pipeline are alike
                 found.append(fault)
@@ -276,7 +290,9 @@ def _check_listed(stages: Sequence[Stage], layers: int, gpus: int, cluster: str)
     return found
 
 
-def _check_stage(stage: Stage, model: Model, cluster: str) -> Iterator[tuple[str, str]]:
+def _check_stage(
+    stage: Stage, model: Model, cluster: str, redundant: int
+) -> Iterator[tuple[str, str]]:
     """(key, what is wrong) of one stage."""
     count, tp = len(stage.gpus), stage.tp
     if count % tp:
@@ -300,14 +316,15 @@ def _check_stage(stage: Stage, model: Model, cluster: str) -> Iterator[tuple[str
         yield "tp", f"{tp} does not divide dense_intermediate = {model.dense_intermediate}"
     if stage.layers[-1] < dense:
         return
-    yield from _check_experts(stage, count, moe.experts, moe.intermediate, cluster)
+    slots = moe.experts + redundant
+    yield from _check_experts(stage, count, slots, moe.intermediate, cluster)
 
 
 def _check_experts(
-    stage: Stage, count: int, experts: int, width: int, cluster: str
+    stage: Stage, count: int, slots: int, width: int, cluster: str
 ) -> Iterator[tuple[str, str]]:
-    if stage.ep is not None and stage.ep > experts:
-        yield "ep", f"{stage.ep} GPUs share {experts} experts"
+    if stage.ep is not None and stage.ep > slots:
+        yield "ep", f"{stage.ep} GPUs, but a layer has {slots} experts; write {slots} or less"
         return
     if stage.ep is not None and count % stage.ep:
         whose = f"{count} GPUs of {cluster}" if stage.tp == 1 else f"{count} GPUs of the stage"
@@ -316,7 +333,7 @@ def _check_experts(
     if stage.expert_tp is not None and count % stage.expert_tp:
         yield "expert_tp", f"{stage.expert_tp} does not divide the {count} GPUs of the stage"
         return
-    ep, expert_tp = _expert_degrees(stage, count, experts)
+    ep, expert_tp = _expert_degrees(stage, count, slots)
     name = "ep" if stage.expert_tp is None else "expert_tp"
     group = ep * expert_tp
     if count % group:

@@ -98,7 +98,8 @@ class Gpu(Spec):
     ``memory_efficiency`` are the shares of ``flops_per_s`` and ``hbm_bandwidth_bytes_per_s`` that
     large BF16 GEMMs reach; ``launch_overhead_s`` is paid by every kernel, in a CUDA graph too.
     ``kernels`` holds all families relative to these; a mapping replaces single figures of single
-    families. ``in_switch_reduction`` says that the NVSwitch made for it reduces and multicasts
+    families. ``l2_bandwidth_bytes_per_s`` bounds grouped GEMMs of short tiles (None: nothing does).
+    ``in_switch_reduction`` says that the NVSwitch made for it reduces and multicasts
     (NVLink SHARP). ``profile`` is the file whose figures stand here in place of the catalogue's
     (``simulator.spec.profile``).
     """
@@ -108,6 +109,7 @@ class Gpu(Spec):
     hbm_capacity_bytes: Bytes = Field(alias="hbm_capacity")
     hbm_bandwidth_bytes_per_s: Bandwidth = Field(alias="hbm_bandwidth")
     l2_bytes: Bytes = Field(alias="l2")
+    l2_bandwidth_bytes_per_s: Bandwidth | None = Field(default=None, alias="l2_bandwidth")
     sms: Count
     tdp_w: Power = Field(alias="tdp")
     idle_power_w: Power = Field(alias="idle_power")

@@ -4,12 +4,13 @@ A transport is what moves the bytes: NCCL, DeepEP, MPI. The time of one operatio
 
     launch + per_peer (n - 1) + network_latency, if any of its messages crosses the network
     + what the network says when each message of m bytes puts
-      m (1 + sqrt(half_size / m)) / efficiency[kind of its path]
+      m (1 + sqrt(half_size / (m p))) (1 + own_piece / k) / efficiency[kind of its path]
       bytes on the wire, at the raw bandwidths of the links
 
-Inefficiency is bytes, so that transfers of several transports share links fairly. For one link of
-bandwidth B this is m / (eff B) + c sqrt(m): Hockney's line with the ramp of a protocol that needs
-many small pieces to fill the wire.
+p: messages of a rank that are on their way at once; k: pieces of 1 / n of its data that a rank
+sends (`simulator.engine.costs`). Inefficiency is bytes, so that transfers of several transports
+share links fairly. For one link of bandwidth B this is m / (eff B) + c sqrt(m): Hockney's line with
+the ramp of a protocol that needs many small pieces to fill the wire.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ from simulator.errors import InputError
 from simulator.spec.choices import ChoiceError
 from simulator.spec.document import SET, Document, dotted, parse_value, read_document
 from simulator.spec.faults import keys_at, validated
-from simulator.spec.fields import Efficiency, Latency, NotNegative, Sources, Spec, refuse
+from simulator.spec.fields import (
+    Bandwidth,
+    Efficiency,
+    Latency,
+    NotNegative,
+    Sources,
+    Spec,
+    refuse,
+)
 from simulator.spec.find import find
 from simulator.spec.units import did_you_mean, parse_quantity
 
@@ -38,7 +47,7 @@ OPERATIONS = (
     "dispatch",
     "combine",
 )
-ALGORITHMS = ("direct", "two-tier", "ring", "tree", "nvls", "pair")
+ALGORITHMS = ("direct", "two-tier", "ring", "tree", "nvls")
 PathKind = Literal["nvlink", "pcie", "network"]
 
 
@@ -60,6 +69,7 @@ Operation = Annotated[str, _known("operation", OPERATIONS)]
 Algorithm = Annotated[str, _known("algorithm", ALGORITHMS)]
 HalfSize = Annotated[float, Field(ge=0), BeforeValidator(_byte_count)]
 Factor = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0)]
 
 
 class KindEfficiency(Spec):
@@ -77,14 +87,18 @@ class Cost(Spec):
     """What one operation costs by one algorithm.
 
     ``launch_s`` once per operation; ``per_peer_s`` times (ranks - 1); ``network_latency_s`` once
-    more if any message crosses the network; ``half_size_bytes`` is the message size at which the
-    ramp doubles the bytes on the wire (module docstring).
+    more if any message crosses the network; ``half_size_bytes``: what a rank has on its way at once
+    when the ramp doubles the bytes on the wire (module docstring); ``own_piece``: the part of the
+    time of a piece that a rank's own takes, which stays; ``relay_rate``: bytes/s that the kernel of
+    a GPU moves over NVLink, whatever NVLink could, if any message crosses the network.
     """
 
     launch_s: Latency = Field(alias="launch")
     per_peer_s: Latency = Field(default=0.0, alias="per_peer")
     network_latency_s: Latency = Field(default=0.0, alias="network_latency")
     half_size_bytes: HalfSize = Field(default=0.0, alias="half_size")
+    own_piece: Share = 0.0
+    relay_rate_bytes_per_s: Bandwidth | None = Field(default=None, alias="relay_rate")
     efficiency: KindEfficiency = KindEfficiency()
 
 

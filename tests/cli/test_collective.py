@@ -18,7 +18,7 @@ name: mine
 deduplicate: gpu
 costs:
   alltoall: {direct: {launch: 10 us}, two-tier: {launch: 12 us}}
-  allreduce: {ring: {launch: 20 us}, nvls: {launch: 5 us}, pair: {launch: 1 us}}
+  allreduce: {ring: {launch: 20 us}, nvls: {launch: 5 us}}
   sendrecv: {direct: {launch: 10 us}}
 """
 HOP_S = 468e-9  # a link of NVLink in dgx-h100, 450 GB/s
@@ -77,14 +77,6 @@ def test_progress_is_told_row_by_row() -> None:
     found = rows(asked, on, carrier, "auto", lambda *done: told.append(done), told.append)
     assert [row["bytes"] for row, _ in found] == [8, 16, 32]
     assert told == [(1, 3), (2, 3), (3, 3)]
-
-
-def test_two_ranks_take_pair(on: Call) -> None:
-    (row,) = json.loads(
-        on("--op", "allreduce", "-b", "1M", "-e", "1M", "--ranks", "2", "--json").out
-    )
-    assert row["algorithm"] == "pair"
-    assert row["time_us"] == pytest.approx(1 + 2 * HOP_S * 1e6 + 2**20 / 450e3, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,22 @@ def test_two_runs_are_compared(call: Call, kept: Path) -> None:
     ]
 
 
+def test_the_comparison_is_drawn(call: Call, kept: Path) -> None:
+    done = call("compare", str(kept), str(kept), "--html", "c.html", "--plotlyjs", "directory")
+    assert (done.status, done.err) == (0, "")
+    assert done.out == call("compare", str(kept), str(kept)).out
+    assert listing(Path()) == ["c.html", "plotly.min.js"]
+    assert Path("c.html").stat().st_size < 500_000
+    before = Path("c.html").read_bytes()
+    done = call("compare", str(kept), str(kept), "--html", "c.html")
+    assert done.status == 2
+    assert done.err == "error: c.html: exists already; remove it or write another file\n"
+    assert Path("c.html").read_bytes() == before
+    text = call("compare", str(kept), str(kept), "--html", "d.html", "--json")
+    assert json.loads(text.out)
+    assert "<script src" not in Path("d.html").read_text()
+
+
 def test_traces_are_exported_and_compared_with_their_run(call: Call, kept: Path) -> None:
     done = call("export", str(kept), "-o", "traces", "--ranks", "0-3")
     assert (done.status, done.out) == (0, "traces\n")
@@ -64,7 +80,11 @@ def test_traces_are_exported_and_compared_with_their_run(call: Call, kept: Path)
         (("export", "RUN", "-o", "x", "--steps", "one"), "write the first and the last"),
         (("export", "RUN", "-o", "x", "--max-spans", "1"), "beyond the limit of 1"),
         (("export", "RUN", "-o", "full"), "not empty"),
-        (("export", "nowhere", "-o", "x"), "steps.parquet: is missing"),
+        (("export", "nowhere", "-o", "x"), "nowhere: is no directory of a run"),
+        (("export", "full/a.json", "-o", "x"), "full/a.json: is no directory of a run"),
+        (("export", "empty", "-o", "x"), "steps.parquet: is missing"),
+        (("report", "full/a.json"), "full/a.json: is no directory of a run"),
+        (("report", "empty"), "empty: is no directory of a run"),
         (("analyze", "full"), "is no trace"),
         (("analyze", "empty"), "holds no *.json"),
         (("analyze", "full/a.json"), "is no trace"),
@@ -72,6 +92,11 @@ def test_traces_are_exported_and_compared_with_their_run(call: Call, kept: Path)
         (("analyze", "RUN", "--baseline", "full"), "is no trace"),
         (("compare", "RUN", "nowhere"), "result.json: is missing"),
         (("compare", "RUN"), "required"),
+        (("compare", "RUN", "RUN", "--html", "full"), "full: exists already"),
+        (("compare", "RUN", "RUN", "--html", "no/c.html"), "there is no directory no"),
+        (("compare", "RUN", "RUN", "--plotlyjs", "cdn"), "--plotlyjs goes with --html FILE"),
+        (("compare", "RUN", "RUN", "--html", "c", "--plotlyjs", "cnd"), "did you mean 'cdn'?"),
+        (("compare", "RUN", "full", "--html", "c"), "is no trace"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(
@@ -86,6 +111,17 @@ def test_what_cannot_be_done_is_one_line(
     assert done.err.count("\n") == 1
     assert said in done.err
     assert listing(tmp_path) == ["empty", "full", "full/a.json"]
+
+
+def test_a_trace_that_was_cut_off_is_compared_and_it_says_so(call: Call) -> None:
+    text = json.dumps({"traceEvents": TRACE})
+    Path("t.json").write_text(text)
+    Path("cut.json").write_text(text[: text.index(', {"ph"') + 9])
+    done = call("compare", "t.json", "cut.json", "--html", "c.html", "--plotlyjs", "cdn")
+    assert (done.status, done.err) == (0, "")
+    assert "note: B: cut.json: the file was cut off" in done.out
+    assert "B: cut.json: the file was cut off" in Path("c.html").read_text()
+    assert widest(done.out) <= 80
 
 
 def test_a_run_that_was_cut_off_tells_what_is_left(call: Call, kept: Path, tmp_path: Path) -> None:

@@ -11,9 +11,6 @@ from pathlib import Path
 import pytest
 from cli.running import SMALL, Call, listing
 
-from simulator.cli.report import PLOTLYJS
-from simulator.results import page
-
 
 def test_a_kept_run_has_its_report(kept: Path) -> None:
     text = (kept / "report.html").read_text()
@@ -78,7 +75,7 @@ def test_a_serving_run_has_its_report(call: Call, tmp_path: Path) -> None:
         (("run", "--steps", "4-9"), "--steps 4-9: the run has steps 0 to 0"),
         (("run", "--plotlyjs", "inlin"), "--plotlyjs: no 'inlin' (did you mean 'inline'?)"),
         (("run", "-o", "there.html"), "there.html"),
-        (("empty",), "nothing of a run can be read there"),
+        (("empty",), "is no directory of a run; give one kept with --out"),
         ((), "required"),
     ],
 )
@@ -98,8 +95,88 @@ def test_what_is_refused(
     assert (tmp_path / "there.html").read_text() == "dear to me"
 
 
-def test_the_library_can_come_as_pages_say() -> None:
-    assert sorted(PLOTLYJS) == sorted(page.PLOTLYJS)
+@pytest.mark.parametrize("how", ["missing", "cut"])
+@pytest.mark.parametrize("name", ["result.json", "spans.parquet", "steps.parquet", "loads.parquet"])
+def test_of_a_damaged_run_it_shows_the_rest_and_says_so(
+    call: Call, kept: Path, tmp_path: Path, name: str, how: str
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for path in kept.iterdir():
+        if path.suffix in (".parquet", ".json"):
+            (run / path.name).write_bytes(path.read_bytes())
+    whole = (run / name).read_bytes()
+    if how == "cut":
+        (run / name).write_bytes(whole[: len(whole) // 2])
+    else:
+        (run / name).unlink()
+    done = call("report", "run", "--plotlyjs", "cdn")
+    assert (done.status, done.out) == (2, "run/report.html\n")
+    assert done.err.startswith(f"error: run: {name}: ")
+    assert done.err.count("\n") == 1
+    assert "could be read" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("value", [5, "x", [1], {"a": 1}])
+@pytest.mark.parametrize(
+    "key", ["summary", "input", "given", "versions", "memory", "notes", "context"]
+)
+def test_entries_of_the_result_that_no_run_writes(
+    call: Call, kept: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for path in kept.glob("*.parquet"):
+        (run / path.name).symlink_to(path)
+    result = json.loads((kept / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {key: value}))
+    # Some say enough and some do not; none is a fault of the program.
+    for command in (
+        ("report", "run", "--plotlyjs", "cdn"),
+        ("analyze", "run"),
+        ("compare", "run", str(kept), "--html", f"{key}.html", "--plotlyjs", "cdn"),
+    ):
+        done = call(*command)
+        assert done.status in (0, 2)
+        assert done.out
+        for line in done.err.splitlines():
+            assert line.startswith("error: ")
+            assert "run" in line
+
+
+def test_a_run_can_leave_the_library_out_of_its_report(call: Call) -> None:
+    for how, size in (("cdn", 1_000_000), ("directory", 1_000_000), ("inline", 10_000_000)):
+        done = call("run", *SMALL, "--out", how, "--plotlyjs", how, "--trace-steps", "0")
+        assert done.status == 0
+        assert 100_000 < Path(how, "report.html").stat().st_size < size
+        assert Path(how, "plotly.min.js").exists() == (how == "directory")
+    assert "cdn.plot.ly" in Path("cdn", "report.html").read_text()
+    assert 'src="plotly.min.js"' in Path("directory", "report.html").read_text()
+    results = {Path(how, "result.json").read_bytes() for how in ("cdn", "directory", "inline")}
+    assert len(results) == 1
+    # The directory is still a run, and its report can be written anew.
+    assert call("report", "directory", "--plotlyjs", "directory").status == 0
+    assert call("analyze", "directory").status == 0
+
+
+@pytest.mark.parametrize("command", ["run", "serve"])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--plotlyjs", "cdn"), "--plotlyjs goes with --out DIR"),
+        (("--out", "x", "--plotlyjs", "inlin"), "--plotlyjs: no 'inlin' (did you mean 'inline'?)"),
+        (("--out", "x", "--plotlyjs", ""), "--plotlyjs: no ''; write inline, cdn, directory"),
+    ],
+)
+def test_where_the_library_of_a_run_cannot_come_from(
+    call: Call, tmp_path: Path, command: str, flags: tuple[str, ...], message: str
+) -> None:
+    done = call(command, *SMALL, *flags)
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith("error: ")
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert listing(tmp_path) == []
 
 
 def test_a_run_that_is_not_kept_loads_no_charts() -> None:

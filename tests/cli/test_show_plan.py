@@ -102,3 +102,34 @@ def test_refusals(call: Call, arguments: tuple[str, ...], said: str) -> None:
     assert (done.status, done.out) == (2, "")
     assert done.err.startswith(said)
     assert done.err.count("\n") == 1
+
+
+def test_what_lies_in_host_memory(call: Call) -> None:
+    """Mixtral whole on each GPU: 8 of 32 layers of 2.90 GB must come, to two buffers."""
+    given = (
+        *("show", "plan", "--topology", "h100x4", "--workload", "mixtral-8x7b"),
+        *("--set", "parallel={ep: 1, offload: layers}"),
+    )
+    done = call(*given, "--json")
+    assert (done.status, done.err) == (0, "")
+    found = json.loads(done.out)
+    (stage,) = found["stages"]
+    layer = 2 * (4096 * 128 * 80 + 8 * 4096 + 8 * 3 * 4096 * 14336)
+    parts = stage["memory_bytes_per_gpu"]
+    assert stage["streamed_layers"] == [3, 7, 11, 15, 19, 23, 27, 31]
+    assert stage["streamed_bytes_per_gpu"] == 8 * layer
+    assert parts["fetched"] == 2 * layer
+    assert parts["dense weights"] + parts["experts"] == 24 * layer + 2 * 2 * 32_000 * 4096
+    # One layer more on the GPU would be too much.
+    assert sum(parts.values()) <= found["hbm_bytes"] < sum(parts.values()) + layer
+    text = call(*given).out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "in host memory: weights, streamed to a GPU for every micro-batch" in text
+    assert "8 of 32  23.2 GB" in text
+
+
+def test_nothing_lies_in_host_memory_where_all_fits(call: Call) -> None:
+    given = ("--set", "parallel={tp: 4, ep: 4, offload: experts}")
+    done = call("show", "plan", "--topology", "h100x4", "--workload", "mixtral-8x7b", *given)
+    assert (done.status, done.err) == (0, "")
+    assert "in host memory: nothing, the routed experts of all layers fit" in done.out

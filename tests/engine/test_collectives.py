@@ -74,7 +74,7 @@ def test_every_rank_sends_what_it_receives(op: str, topology: str) -> None:
     n = ranks.size
     least = {"alltoall": (n - 1) / n, "allreduce": 2 * (n - 1) / n, "sendrecv": 1.0}
     for name, make in COLLECTIVES[op].items():
-        if (name == "pair" and n != 2) or (name == "nvls" and ranks.switch is None):
+        if name == "nvls" and ranks.switch is None:
             continue
         phases = make(ranks, 1000.0)
         total = moved(phases, n + (name == "nvls"))[:n, : n + 1]
@@ -326,10 +326,12 @@ def test_two_ranks_on_a_lone_link() -> None:
         # Hockney with a ramp: V / (eff B) + c sqrt(V), c = sqrt(half_size) / (eff B).
         wire = size / 0.8 + np.sqrt(65536 * size) / 0.8
         wanted = 6e-6 + lone_transfer(wire, NVLINK, 2 * HOP)
-        assert collective_time(on, carrier, "sendrecv", "pair", size) == pytest.approx(wanted)
-        # Twice the size in two messages would ramp up twice; one message does once.
-        assert collective_time(on, carrier, "allreduce", "pair", size) == pytest.approx(wanted)
-        assert collective_time(on, carrier, "alltoall", "pair", 2 * size) == pytest.approx(wanted)
+        for op, times in (("sendrecv", 1), ("alltoall", 2), ("allgather", 2)):
+            got = collective_time(on, carrier, op, "direct", times * size)
+            assert got == pytest.approx(wanted), op
+        # A ring sends half of the size twice, and the second half waits for the first.
+        got = collective_time(on, carrier, "allreduce", "ring", size)
+        assert got == pytest.approx(wanted + 2 * HOP)
 
 
 @pytest.mark.parametrize(
@@ -339,12 +341,52 @@ def test_ring_on_a_switch(op: str, steps: int) -> None:
     on = cluster("dgx-h100")
     carrier = transport(cost={"launch": "9 us", "half_size": "1 KiB"})
     size = 8.0 * MIB
-    wanted = 9e-6 + steps * (2 * HOP + on_wire_of(size / 8, 1024) / NVLINK)
+    # What goes over a hop piece after piece ramps up once.
+    wanted = 9e-6 + steps * 2 * HOP + on_wire_of(steps * size / 8, 1024) / NVLINK
     assert collective_time(on, carrier, op, "ring", size) == pytest.approx(wanted, rel=1e-9)
 
 
 def on_wire_of(message: float, half: float) -> float:
     return message + (message * half) ** 0.5
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_messages_on_their_way_at_once_ramp_up_as_one(ranks: int) -> None:
+    on = cluster("dgx-h100", ranks)
+    carrier = transport(cost={"launch": "9 us", "half_size": "1 MiB"})
+    sent = (ranks - 1) / ranks * 8.0 * MIB
+    wanted = 9e-6 + 2 * HOP + on_wire_of(sent, MIB) / NVLINK
+    for op in ("alltoall", "allgather"):
+        got = collective_time(on, carrier, op, "direct", 8.0 * MIB)
+        assert got == pytest.approx(wanted, rel=1e-9), op
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("op", "algorithm", "rounds"),
+    [("alltoall", "direct", 1), ("allgather", "ring", 1), ("allreduce", "ring", 2)],
+)
+def test_the_own_piece_takes_its_part(ranks: int, op: str, algorithm: str, rounds: int) -> None:
+    # rounds (n - 1) pieces of size / n are sent, and one more takes a quarter of the time of one.
+    on = without_latency("dgx-h100", ranks)
+    carrier = transport(cost={"launch": "9 us", "own_piece": 0.25})
+    got = collective_time(on, carrier, op, algorithm, 8.0 * MIB)
+    pieces = rounds * (ranks - 1) + 0.25
+    assert got == pytest.approx(9e-6 + pieces * 8 * MIB / ranks / NVLINK, rel=1e-9)
+
+
+@pytest.mark.parametrize("rate", [100, 1000])
+def test_relaying_is_as_fast_as_the_kernel_or_the_link(rate: int) -> None:
+    # Two tiers over a fast network: 7 neighbours x 2 n-ths over NVLink, at the lower of both rates.
+    fast = ("build.nic.bandwidth=9000 GB/s", "build.pcie.bandwidth=9000 GB/s")
+    carrier = transport(cost={"launch": "0 s", "relay_rate": f"{rate} GB/s"})
+    got = collective_time(
+        without_latency("h100x16-rail", None, *fast), carrier, "alltoall", "two-tier", float(MIB)
+    )
+    assert got == pytest.approx(7 * 2 / 16 * MIB / min(rate * 1e9, NVLINK), rel=1e-9)
+    # Within a node nothing is relayed.
+    got = collective_time(without_latency("dgx-h100"), carrier, "alltoall", "two-tier", float(MIB))
+    assert got == pytest.approx(7 / 8 * MIB / NVLINK, rel=1e-9)
 
 
 @pytest.mark.parametrize("op", ["alltoall", "allgather", "reducescatter"])
@@ -393,9 +435,9 @@ def test_two_tiers_pay_both_latencies() -> None:
 
 
 def test_a_message_cut_over_rings_ramps_up_once() -> None:
-    # As on one ring: a message of size / n, of which each of 8 rings carries an eighth.
+    # As on one ring: all that a rank sends, of which each of 8 rings carries an eighth.
     on = without_latency("h100x32-rail")
-    carrier = transport(cost={"launch": "0 s", "half_size": "1 MiB"})
+    carrier = transport(cost={"launch": "0 s", "half_size": "62 MiB"})
     got = collective_time(on, carrier, "allreduce", "ring", 32.0 * MIB)
     assert got == pytest.approx(2 * 31 * 2 * MIB / (8 * NIC), rel=1e-9)
 
@@ -431,7 +473,7 @@ def test_staged_through_host_memory() -> None:
     via = transport(path="host", cost={"launch": "30 us"})
     nic = 25e9 / 8
     wanted = 30e-6 + MIB / 16e9 + MIB / nic + MIB / 16e9
-    assert collective_time(on, via, "sendrecv", "pair", float(MIB)) == pytest.approx(wanted)
+    assert collective_time(on, via, "sendrecv", "direct", float(MIB)) == pytest.approx(wanted)
 
 
 def test_staging_within_a_host_is_two_copies() -> None:
@@ -558,7 +600,6 @@ def test_auto_takes_the_fastest_that_can_be() -> None:
     assert algorithms(cluster("dgx-a100"), FREE, "allreduce") == ["ring", "tree"]
     assert algorithms(cluster("h100x16-rail"), FREE, "allreduce") == ["ring", "tree"]
     assert algorithms(cluster("h100x16-rail", 8), FREE, "allreduce") == ["ring", "tree", "nvls"]
-    assert algorithms(cluster("dgx-h100", 2), FREE, "allreduce") == ["pair"]
     assert algorithms(cluster("dgx-h100", 2), FREE, "allreduce", "ring") == ["ring"]
 
 
@@ -590,7 +631,6 @@ def test_what_avoids_nvlink_has_no_nvls(path: str) -> None:
         ("dgx-h100", 8, "alltoall", "ring", "no algorithm 'ring' of alltoall; known: direct, two-"),
         ("dgx-a100", 8, "allreduce", "nvls", "the NVSwitch of A100-SXM-80GB does not reduce"),
         ("h100x16-rail", 16, "allreduce", "nvls", "its ranks are not all on one NVSwitch"),
-        ("dgx-h100", 4, "allreduce", "pair", "it is for 2 ranks, not 4"),
         ("dgx-h100", 9, "allreduce", "auto", "9 ranks: dgx-h100 has 8 GPUs"),
         ("dgx-h100", 1, "allreduce", "auto", "at least 2 ranks, not 1"),
     ],

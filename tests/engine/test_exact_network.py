@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from simulator.engine import core
 from simulator.engine.driver import Driver
-from simulator.engine.links import wires_of
+from simulator.engine.links import Wires, wires_of
+from simulator.engine.transfers import laid
 
 REL = 1e-9
 
@@ -214,6 +215,40 @@ def test_finish_times_are_those_of_a_brute_force_simulation(
     sends = random_sends(rng, equal)
     routes = routes_of(graph, sends)
     assert finish_times(routes, sends) == pytest.approx(reference_times(routes, sends), rel=REL)
+
+
+@settings(max_examples=150)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    longest=st.integers(1, 7),
+    alike=st.booleans(),
+    equal=st.booleans(),
+)
+def test_any_sets_of_links_are_those_of_a_brute_force_simulation(
+    seed: int, longest: int, alike: bool, equal: bool
+):
+    """Routes of 1 to `longest` links, with links and sizes `alike` or not, many begun together."""
+    rng = np.random.default_rng(seed)
+    links, count = int(rng.integers(longest, 13)), int(rng.integers(1, 41))
+    capacity = np.full(links, 1e9) if alike else 10 ** rng.uniform(8, 10, links)
+    uses = [rng.permutation(links)[:n] for n in rng.integers(1, longest + 1, count)]
+    sizes = np.full(count, 1e6) if equal else 10 ** rng.uniform(3, 7, count)
+    starts = rng.integers(0, 4, count) * 1e-3
+    wires = Wires(
+        capacity,
+        np.cumsum([0, *map(len, uses)]),
+        np.concatenate(uses).astype(np.int32),
+        None,
+        np.zeros(count),
+    )
+    buffers = laid(wires, np.arange(count, dtype=np.int32), sizes, starts)
+    core.advance(*buffers, np.inf)
+    flows = [
+        closed_forms.Flow(tuple(use.tolist()), size, start)
+        for use, size, start in zip(uses, sizes.tolist(), starts.tolist(), strict=True)
+    ]
+    wanted = closed_forms.fluid(dict(enumerate(capacity.tolist())), flows)
+    assert core.views(*buffers).op_f[:, core.END] == pytest.approx(wanted, rel=REL)
 
 
 def test_very_unequal_sizes_and_bandwidths():

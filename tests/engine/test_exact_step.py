@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import closed_forms
@@ -37,6 +38,8 @@ def grouped(inputs: Inputs) -> closed_forms.GroupedRates:
         family.fill,
         family.tile,
         gpu.hbm_bandwidth_bytes_per_s * family.passes,
+        l2_bytes_per_s=gpu.l2_bandwidth_bytes_per_s or math.inf,
+        depth_s=gpu.launch_overhead_s * family.depth,
     )
 
 
@@ -75,7 +78,8 @@ def test_an_equal_all_to_all_takes_alpha_and_its_bytes(tmp_path: Path, gpus: int
     for kind, element_bytes in (("dispatch", 1.5), ("combine", 2.0)):
         spans = found.where(kind=kind)
         message = each * 64 * element_bytes
-        wire = closed_forms.on_wire(message, cost.half_size_bytes, cost.efficiency.nvlink)
+        share, own = cost.efficiency.nvlink, cost.own_piece
+        wire = closed_forms.on_wire(message, cost.half_size_bytes, share, gpus - 1, own)
         wanted = closed_forms.all_to_all(gpus, wire, bandwidth, alpha)
         assert len(spans["gpu"]) == gpus
         assert spans["end_s"] - spans["ready_s"] == pytest.approx([wanted] * gpus, rel=REL)
@@ -139,7 +143,9 @@ def test_chunks_overlap_as_a_pipeline_of_two_stages(tmp_path: Path, chunks: int,
     found = run(inputs)
     cost = inputs.workload.transport.costs["alltoall"]["direct"]
     link = inputs.topology.build.nvlink
-    sent = closed_forms.on_wire(4 * 1024 * 2.0, cost.half_size_bytes, cost.efficiency.nvlink)
+    sent = closed_forms.on_wire(
+        4 * 1024 * 2.0, cost.half_size_bytes, cost.efficiency.nvlink, 1, cost.own_piece
+    )
     wire = closed_forms.lone_transfer(sent, link.bandwidth_bytes_per_s, 2 * 700e-9)
     compute = closed_forms.fused_moe(grouped(inputs), 4, [4], 1024, 2048)
     wanted = cost.launch_s + closed_forms.pipeline(wire, compute, chunks)

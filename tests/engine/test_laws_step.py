@@ -466,6 +466,7 @@ def scaled(inputs: Any, k: float) -> Any:
         update={
             "flops_per_s": {name: rate * k for name, rate in gpu.flops_per_s.items()},
             "hbm_bandwidth_bytes_per_s": gpu.hbm_bandwidth_bytes_per_s * k,
+            "l2_bandwidth_bytes_per_s": gpu.l2_bandwidth_bytes_per_s * k,
             "launch_overhead_s": gpu.launch_overhead_s / k,
         }
     )

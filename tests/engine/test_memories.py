@@ -42,6 +42,7 @@ def compiled(inputs: Inputs, seed: int = 0) -> Run:
         raise AssertionError("decided in Python")
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memories, "WORTH", 0)
         patch.setattr(ExpertMemory, "__init__", refuse)
         return run(inputs, seed)
 

@@ -160,7 +160,7 @@ def test_two_tiers_hand_on_to_the_copies_that_were_chosen(
     [
         (
             ({"traffic.steps": 2, "parallel.ep": 2}, "zipf:1.0", "nvswitch16"),
-            *(0.0002307445489122852, 24576.0, 72, 0.008399968888816176, 1934),
+            *(0.0002199868079986534, 24576.0, 72, 0.008027888681833815, 1934),
         ),
         (
             (
@@ -174,7 +174,7 @@ def test_two_tiers_hand_on_to_the_copies_that_were_chosen(
                 "markov:0.5",
                 "h100x16-rail",
             ),
-            *(0.0005247402405198893, 462884.0, 416, 0.10967384166295835, 153630),
+            *(0.000514282218602653, 462884.0, 416, 0.10770789577996881, 153630),
         ),
         (
             (
@@ -182,7 +182,7 @@ def test_two_tiers_hand_on_to_the_copies_that_were_chosen(
                 "power-law:1.2",
                 "nvswitch16",
             ),
-            *(0.0006950037476670363, 2163200.0, 278, 0.0877792608412137, 7256),
+            *(0.0006725820773105605, 2163200.0, 278, 0.08575766799165134, 7256),
         ),
     ],
 )
@@ -190,7 +190,9 @@ def test_without_the_keys_of_placement_nothing_has_changed(
     given_: tuple[Any, str, str], end_s: float, link_bytes: float, spans: int, begins_s: float,
     rows: int,
 ):  # fmt: skip
-    """Figures of the tree before there were placements."""
+    """Figures that the tree had before there were placements; times have since moved with the fits
+    of kernels and transports, bytes, spans and rows have not.
+    """
     found = run(small(*given_), 5)
     assert found.end_s == pytest.approx(end_s, rel=1e-12)
     assert found.links["bytes"].sum() == link_bytes

@@ -191,12 +191,11 @@ def test_sharded_kernels_do_a_share_of_the_work(tp: int):
 
 @pytest.mark.parametrize("tp", [4, 2])
 def test_a_ring_sends_its_share(tp: int):
-    algorithm = "ring" if tp > 2 else "pair"
-    found = planned(f"{{tp: {tp}, allreduce: {algorithm}}}")
+    found = planned(f"{{tp: {tp}, allreduce: ring}}")
     sends = found.where(kind="allreduce")
     size = tp * 64 * 1024 * 2.0
     wanted = closed_forms.ring_allreduce_sent(tp, size)
-    # Four layers, after attention and after the FFN; two ranks exchange as much as a ring of two.
+    # Four layers, after attention and after the FFN.
     assert len(sends["gpu"]) == 4 * 2 * 4
     assert sends["bytes"] == pytest.approx([wanted] * 32, rel=REL)
 
@@ -230,7 +229,7 @@ def test_sequence_parallel_moves_as_much_in_halves():
 @pytest.mark.parametrize(
     "parallel",
     [
-        "{tp: 2, allreduce: pair}",
+        "{tp: 2, allreduce: ring}",
         "{tp: 4, allreduce: ring}",
         "{tp: 2, pp: 2, microbatches: 3}",
         "{pp: 4, microbatches: 4}",
@@ -394,7 +393,6 @@ def test_the_figures_of_a_planned_run_add_up(tmp_path: Path):
             {"parallel": "{tp: 2}", "expert_access": "fetch"},
             "expert_access: fetch goes with parallel",
         ),
-        ({"parallel": "{tp: 2}", "network": "coflow"}, "network: coflow goes with parallel"),
         ({"parallel": "{tp: 4, allreduce: tree}"}, "transport nccl has no costs for allreduce by"),
         (
             {"parallel": "{tp: 2}", "traffic.tokens_per_gpu": 10_000_000},

@@ -51,9 +51,40 @@ def test_a_gemm_is_never_faster_than_the_datasheet(m: int, n: int, k: int, dtype
 
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=20), st.sampled_from([16, 64, 128]))
 def test_padding_adds_less_than_a_tile_per_expert(rows: list[int], tile: int):
-    padded = kernels.padded(rows, tile)
-    assert padded % tile == 0
+    padded = kernels.tiles_of(rows, tile) * tile
     assert sum(rows) <= padded < sum(rows) + tile * sum(1 for count in rows if count) or not padded
+
+
+@pytest.mark.parametrize(
+    ("family", "wanted"),
+    [  # mean rows: tile; made from triton_kernels' rule by hand for the latter
+        ("moe_bf16", {0.1: 16, 16: 16, 16.5: 32, 64: 64, 65: 128, 129: 256, 5000: 256}),
+        ("moe_mxfp4", {0.1: 16, 8: 16, 9: 32, 16: 32, 17: 64, 32: 64, 64: 64, 65: 128, 5000: 128}),
+    ],
+)
+def test_a_tile_holds_the_mean_load_or_twice_that(family: str, wanted: dict[float, int]):
+    of = kernels.rates(H100, H100.kernels[family], 1e15, 2.0, 2.0)
+    assert {mean: kernels.tile_of(of, mean) for mean in wanted} == wanted
+
+
+def test_a_hot_expert_runs_in_tiles_that_suit_the_others():
+    """1,024 rows in tiles of 16 read the weights 64 times from L2, in tiles of 256 four times."""
+    of = kernels.rates(H100, H100.kernels["moe_bf16"], H100.flops_per_s["bf16"], 2.0, 2.0)
+    hidden, intermediate = 4096, 1536
+    short, long = (
+        kernels.fused_moe(of, 1024, 1024, tile, 1024 // tile, 1, hidden, intermediate)
+        for tile in (16, 256)
+    )
+    assert (short.flops, short.bytes) == (long.flops, long.bytes)
+    weights = 64 * 3 * 2.0 * hidden * intermediate / H100.l2_bandwidth_bytes_per_s
+    computed = long.flops / of.flops_per_s
+    assert short.seconds - long.seconds == pytest.approx(1.125 * weights - computed, rel=0.1)
+    alone = of._replace(l2_bytes_per_s=float("inf"))
+    same = [
+        kernels.fused_moe(alone, 1024, 1024, tile, 1024 // tile, 1, hidden, intermediate).seconds
+        for tile in (16, 256)
+    ]
+    assert same[0] == pytest.approx(same[1], rel=REL)
 
 
 def test_the_ridge_is_rounded_and_never_below_the_larger():
@@ -99,14 +130,15 @@ def test_which_family_and_peak_a_type_takes(
         kernel = gpu.kernels[name]
         share = min(gpu.compute_efficiency * kernel.compute, 1.0)
         assert found.flops_per_s == gpu.flops_per_s[peak] * share
-        assert (found.fill, found.tile) == (kernel.fill, kernel.tile)
+        assert (found.fill, found.tile, found.spare) == (kernel.fill, kernel.tile, kernel.spare)
         assert found.launch_s == gpu.launch_overhead_s * kernel.launches
 
 
 def test_a_grouped_gemm_has_the_efficiencies_of_the_gemm():
     for name, like in (("moe_bf16", "bf16"), ("moe_fp8", "fp8")):
         mine, other = families()[name], families()[like]
-        assert (mine.compute, mine.memory, mine.fill) == (other.compute, other.memory, other.fill)
+        for key in ("compute", "memory", "depth", "fill"):
+            assert getattr(mine, key) == getattr(other, key)
 
 
 def test_single_figures_of_a_family_are_replaced():

@@ -9,8 +9,7 @@ import pytest
 from results.test_kineto_read import kernels, write
 
 from simulator.api import simulate
-from simulator.errors import InputError
-from simulator.results.any_run import read_any
+from simulator.results.any_run import Read, read_any
 from simulator.results.compare import Comparison, Row, compare, flat, json_rows
 from simulator.results.compare_text import render, sentences, shown
 
@@ -141,12 +140,50 @@ def test_a_figure_that_only_one_has() -> None:
     assert flat({"a": {"b": 1, "c": [1, 2]}, "d": [{}]}) == {"a.b": 1, "a.c": "1, 2"}
 
 
-def test_a_serving_run_compares_only_with_another(two: tuple[Path, Path]) -> None:
+def test_a_serving_run_and_others_are_compared_in_what_all_have(
+    two: tuple[Path, Path], tmp_path: Path
+) -> None:
     run = read_any(two[0])
-    serving = read_any(two[0])
-    serving.kind = "serving"
-    with pytest.raises(InputError, match="compares only with another"):
-        compare(run, serving)
+    served = Read(tmp_path, "serving", {
+        "gpus": 8, "generated_tokens_per_s": 400.0, "mean_step_s": 0.02, "mean_step_tokens": 8.0,
+        "usd_per_1m_generated": 3.0,
+    })  # fmt: skip
+    found = compare(run, served)
+    assert found.kind == "mixed"
+    rows = {row.figure: (row.a, row.b) for row in found.rows}
+    of = run.summary
+    assert rows == {
+        "tokens_per_s": (of["throughput_tokens_per_s"], 400.0),
+        "tokens_per_s_per_gpu": (pytest.approx(of["throughput_tokens_per_s_per_gpu"]), 50.0),
+        "step_time_s.mean": (of["step_time_s"]["mean"], 0.02),
+        "tokens_per_step": (of["tokens"] / of["steps"], 8.0),
+        "gpus": (16, 8),
+        "cost.usd_per_million_tokens": (of["cost"]["usd_per_million_tokens"], 3.0),
+    }
+    # Requests come when they come: their rate is no speed.
+    assert "faster" not in render(found)
+    trace = read_any(write(tmp_path / "a.json", kernels()))
+    assert {row.figure for row in compare(trace, served).rows if row.b is not None} == rows.keys()
+
+
+def test_which_is_faster_comes_first(two: tuple[Path, Path]) -> None:
+    found = of(two)
+    a, b = (read.summary["throughput_tokens_per_s"] for read in (found.a, found.b))
+    assert b > a
+    first = sentences(found)[0]
+    assert first.startswith("B is faster than A: ")
+    assert first.endswith(f"({b / a:.2f} x), on 16 GPUs each.")
+
+
+def test_prose_of_the_inputs_is_no_difference_and_the_seed_is_one(two: tuple[Path, Path]) -> None:
+    a, b = read_any(two[0]), read_any(two[0])
+    assert a.input is not None
+    b.input = json.loads(json.dumps(a.input))
+    b.input["topology"]["description"] = "another"
+    b.input["topology"]["sources"] = []
+    b.asked = {**a.asked, "seed": 7}
+    found = compare(a, b)
+    assert [(row.figure, row.a, row.b) for row in found.of("input")] == [("seed", 0, 7)]
 
 
 def cut(two: tuple[Path, Path], to: Path, *absent: str) -> Path:

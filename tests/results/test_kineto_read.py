@@ -256,3 +256,23 @@ def test_what_pytorch_itself_writes(tmp_path: Path) -> None:
     assert found["steps"] == 3
     assert found["window_s"] == pytest.approx((until - first) / 1e9, rel=1e-3)
     assert found["breakdown"]["compute"] == pytest.approx(busy / (until - first), rel=1e-3)
+
+
+def test_files_of_one_rank_are_told(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.json", kernels(), distributedInfo={"rank": 3})
+    found = summarize(read_traces(tmp_path))
+    assert found["gpus"] == 2
+    assert found["notes"] == ["b.json: is of rank 3, and so is a.json; they count as several GPUs"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"ts": None}, {"ts": "x"}, {"ts": [1]}, {"ts": True}, {"dur": -5}, {"dur": 1e300}]
+)
+def test_nothing_usable_is_one_line(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    path = write(tmp_path / "t.json", [one | wrong for one in kernels()])
+    with pytest.raises(InputError) as caught:
+        read_traces(path)
+    assert str(caught.value) == (
+        f"{path}: no GPU kernels (t.json: 5 events without a usable time were left out)"
+    )

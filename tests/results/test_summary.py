@@ -40,9 +40,7 @@ def typical() -> dict[str, Any]:
             "idle": 0.002,
         },
         "bottleneck": "fetch_stall",
-        "bottleneck_sentence": (
-            "fetching expert weights from host memory over PCIe: 71 % of a step"
-        ),
+        "bottleneck_sentence": ("fetching weights from host memory over PCIe: 71 % of a step"),
         "compute_utilization": 0.181,
         "compute_max_utilization": 0.193,
         "comm_utilization": 0.112,
@@ -127,7 +125,7 @@ def test_the_first_three_lines_answer_the_question() -> None:
     assert lines[:4] == [
         "Speed   49,350 tokens/s on 16 GPUs (3,080 tokens/s per GPU)",
         "Step    83.0 ms for 4,096 tokens; 80.1 ms to 90.7 ms in 20 measured steps",
-        "Limit   fetching expert weights from host memory over PCIe: 71 % of a step",
+        "Limit   fetching weights from host memory over PCIe: 71 % of a step",
         "Path    weight fetches 71.0 %, compute 17.0 %, communication 11.8 %, idle 0.2 %",
     ]
 

@@ -8,6 +8,16 @@ from simulator.engine.serving.simulate import Cluster, cluster_of
 from simulator.requests.requests import plain_requests
 from simulator.spec.load import Inputs, load_inputs
 
+RESIDENT = ("expert_slots=null", "prefetch=none")
+SYSTEMS = {
+    "gqa": ("nvswitch16", "moe128", *RESIDENT),
+    "windows": ("dgx-h100", "gpt-oss-120b"),
+    "low-latency": ("h100x32-rail", "deepseek-v3", "transport=deepep-ll", "parallel.ep=32"),
+    "two tiers": ("h100x32-rail", "deepseek-v3", "transport=deepep-normal", "parallel.ep=32"),
+    "no graphs": ("dgx-h100", "qwen3-235b-a22b", "model.layers=20", "cuda_graphs=false"),
+    "replicas": ("h100x16-rail", "moe128", *RESIDENT, "parallel.ep=8"),
+}
+
 
 def served(
     topology: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from serving import toy
+from serving.closed_form import ClosedForm
 
 from simulator.engine.serving import simulate
 from simulator.engine.serving.damage import WHOLE, damage_of, damaged, part_of
@@ -153,10 +155,11 @@ def test_a_degraded_link_changes_exactly_the_pairs_that_cross_it(tmp_path: Path,
 
 def pair_seconds(wires: Any) -> np.ndarray:
     """Seconds that a byte alone takes between two ranks, by the links of its route."""
-    between = wires.between[0]  # of dispatch
-    found = np.zeros(between.shape)
-    for a, b in np.argwhere(between >= 0):
-        found[a, b] = wires.seconds_per_byte[0, wires.route == between[a, b]].max()
+    found = np.maximum(wires.own_s[0], wires.out_s[0].max(axis=0, initial=0.0))  # of dispatch
+    found = np.maximum(found, wires.in_s[0].max(axis=0, initial=0.0))
+    for pair, (first, end) in enumerate(itertools.pairwise(wires.shared_ptr)):
+        place = np.unravel_index(pair, found.shape)
+        found[place] = max(found[place], wires.shared_s[0, first:end].max(initial=0.0))
     return found
 
 
@@ -200,7 +203,10 @@ def test_a_dead_link_loses_the_step_in_flight_which_is_begun_again_over_other_li
     assert len(broken) == len(whole)
     assert broken[:2] == whole[:2]
     assert broken[2][0] == pytest.approx(middle, rel=1e-9)
-    assert broken[2][1] - broken[2][0] > whole[2][1] - whole[2][0]
+    # The GPU without its NIC is not in every step the one that the others wait for.
+    before, after = (np.diff(np.array(steps[2:]), axis=1) for steps in (whole, broken))
+    assert after.sum() > before.sum()
+    assert after == pytest.approx(before, rel=0.05)
 
 
 def test_what_no_route_crosses_changes_nothing(tmp_path: Path) -> None:
@@ -329,13 +335,14 @@ def test_a_step_of_fifteen_of_sixteen_takes_what_the_step_engine_says(tmp_path: 
     def check(told: Any) -> None:
         if told.step.start_s < 0.008 or len(seen) >= 5:
             return
-        engine = Engine(inputs, cluster, 0, "coflow")
+        engine = Engine(inputs, cluster, 0, "exact")
         of = group.of
         compiled = step_seconds(
             of.costs, group.wires, group.routing, group.work, group.speed, of.halves
         )
+        assert compiled == pytest.approx(ClosedForm(group, engine).seconds(), rel=1e-9)
         seen.append(engine.seconds(group))
-        assert compiled == pytest.approx(seen[-1], rel=1e-9)
+        assert compiled == pytest.approx(seen[-1], rel=0.01)
         assert told.step.end_s - told.step.start_s == pytest.approx(compiled, rel=1e-9)
 
     cluster.service.on_step = check

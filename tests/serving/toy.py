@@ -52,12 +52,12 @@ def group(
         fixed, nothing, nothing[0], nothing, np.zeros((2, 3)), plain, np.ones(11),
         np.zeros(1, dtype=np.uint8), 0, np.array([-1], dtype=np.int32),
     )  # fmt: skip
-    none = np.zeros(0)
-    i32, i64 = np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64)
+    i32 = np.zeros(0, dtype=np.int32)
     wires = Wires(
-        np.full((2, ranks, ranks), -1, dtype=np.int32), i64, i32, np.zeros((2, 0)), none,
-        np.zeros((2, 4)), True, False, np.zeros(ranks, dtype=np.int32),
-        np.zeros((ranks, 1), dtype=np.int32),
+        np.zeros((ranks, ranks)), np.zeros((2, ranks, ranks)), np.zeros((2, 0, ranks, ranks)),
+        np.zeros((2, 0, ranks, ranks)), np.zeros(ranks * ranks + 1, dtype=np.int64), i32,
+        np.zeros((2, 0)), np.zeros((2, 4)), np.zeros((2, 64)), True, False,
+        np.zeros(ranks, dtype=np.int32), np.zeros((ranks, 1), dtype=np.int32),
     )  # fmt: skip
     routing = Routing(
         np.zeros((1, 1, 1), dtype=np.int16), i32, np.zeros((0, 1, 0), dtype=np.int16),

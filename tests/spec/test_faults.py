@@ -341,7 +341,7 @@ def test_all_faults_of_both_files_come_at_once():
     ("ep", "message"),
     [
         (3, "w.yaml:12:16: parallel.ep: 3 does not divide the 16 GPUs of t"),
-        (16, "w.yaml:12:16: parallel.ep: 16 GPUs share 8 experts"),
+        (16, "w.yaml:12:16: parallel.ep: 16 GPUs, but a layer has 8 experts; write 8 or less"),
     ],
 )
 def test_expert_parallelism_that_does_not_fit_the_cluster(ep, message):

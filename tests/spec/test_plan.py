@@ -104,6 +104,7 @@ def test_layers_are_dealt_evenly():
         ("{tp: 2}", False),
         ("{pp: 2}", False),
         ("{microbatches: 2}", False),
+        ("{offload: layers}", False),
         ("{stages: [{layers: 0-3, gpus: 0-15}]}", False),
     ],
 )
@@ -119,7 +120,9 @@ def test_plain_is_data_and_expert_parallel(parallel: str, plain: bool):
         ("{tp: 8, pp: 4}", "parallel.tp: tp 8 x pp 4 does not divide the 16 GPUs of nvswitch16"),
         ("{tp: 8, dp: 3}", "parallel.dp: tp 8 x pp 1 x dp 3 = 24 is not the 16 GPUs of nvswitch16"),
         ("{ep: 5}", "13:16: parallel.ep: 5 does not divide the 16 GPUs of nvswitch16"),
-        ("{ep: 8}", "13:16: parallel.ep: 8 GPUs share 6 experts"),
+        ("{ep: 8}", "parallel.ep: 8 GPUs, but a layer has 6 experts; write 6 or less"),
+        ("{resident_layers: 2}", "parallel.resident_layers: needs offload: experts or layers"),
+        ("{offload: all}", "13:21: parallel.offload: 'all' is not one of experts, layers"),
         ("{tp: 16}", "13:16: parallel.tp: 16 is more than the 8 attention heads"),
         ("{pp: 8}", "13:16: parallel.pp: 8 stages, but the model has 4 layers"),
         ("{pp: 4, interleave: 2}", "parallel.interleave: 8 stages, but the model has 4 layers"),
@@ -190,6 +193,12 @@ def test_what_cannot_be_is_told_in_one_line(parallel: str, said: str):
     assert str(error.value).startswith("w.yaml:13:")
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_copies_of_experts_are_slots_for_more_gpus():
+    assert load("{ep: 8}", "redundant_experts=2").workload.parallel.ep == 8
+    with pytest.raises(InputError, match="16 GPUs, but a layer has 8 experts; write 8 or less"):
+        load("{ep: 16}", "redundant_experts=2")
 
 
 @pytest.mark.parametrize(

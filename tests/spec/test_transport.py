@@ -27,7 +27,7 @@ costs:
       network_latency: 2 us
       half_size: 64 KiB
       efficiency: {nvlink: 0.5, network: 0.75}
-    pair: {launch: 4 us}
+    two-tier: {launch: 4 us, own_piece: 0.25, relay_rate: 200 GB/s}
 scales:
   A100-SXM-80GB: {latency: 1.5, efficiency: 0.9}
 """
@@ -77,6 +77,8 @@ def test_a_file_is_read_in_si_units(write):
     assert cost.per_peer_s == 250e-9
     assert cost.network_latency_s == 2e-6
     assert cost.half_size_bytes == 65536
+    relayed = transport.costs["alltoall"]["two-tier"]
+    assert (relayed.own_piece, relayed.relay_rate_bytes_per_s) == (0.25, 200e9)
     assert (cost.efficiency.nvlink, cost.efficiency.pcie, cost.efficiency.network) == (0.5, 1, 0.75)
     assert (transport.deduplicate, transport.path, transport.sms) == ("node", "network", 20)
     assert transport.scale_of("A100-SXM-80GB").latency == 1.5
@@ -86,6 +88,7 @@ def test_a_file_is_read_in_si_units(write):
 def test_what_is_left_out_costs_nothing():
     cost = Cost.model_validate({"launch": "1 us"})
     assert (cost.per_peer_s, cost.network_latency_s, cost.half_size_bytes) == (0.0, 0.0, 0.0)
+    assert (cost.own_piece, cost.relay_rate_bytes_per_s) == (0.0, None)
     assert cost.efficiency.network == 1.0
 
 
@@ -103,7 +106,7 @@ def test_keys_are_replaced_with_set(write):
     given = ["costs.alltoall.direct.launch=9 us", "sms=4", "costs.allreduce.ring.launch=1 us"]
     transport = load_transport(write(FILE), given)
     assert transport.costs["alltoall"]["direct"].launch_s == 9e-6
-    assert transport.costs["alltoall"]["pair"].launch_s == 4e-6
+    assert transport.costs["alltoall"]["two-tier"].launch_s == 4e-6
     assert transport.costs["allreduce"]["ring"].launch_s == 1e-6
     assert transport.sms == 4
 
@@ -115,7 +118,7 @@ FAULTS = [
     ("nvlink: 0.5", "nvlink: 1.5", "mine.yaml:14:28: costs.alltoall.direct.efficiency.nvlink: "
      "must be <= 1, not 1.5"),
     ("    direct:", "    dirct:", "mine.yaml:9:5: costs.alltoall.dirct: unknown algorithm "
-     "(did you mean 'direct'?); known: direct, two-tier, ring, tree, nvls, pair"),
+     "(did you mean 'direct'?); known: direct, two-tier, ring, tree, nvls"),
     ("  alltoall:", "  all_to_all:", "mine.yaml:8:3: costs.all_to_all: unknown operation "
      "(did you mean 'alltoall'?); known: alltoall, allreduce, allgather, reducescatter, sendrecv, "
      "dispatch, combine"),
@@ -124,6 +127,10 @@ FAULTS = [
     ("sms: 20", "sm: 20", "mine.yaml:6:1: sm: unknown key (did you mean 'sms'?)"),
     ("half_size: 64 KiB", "half_size: -1 B", "mine.yaml:13:18: costs.alltoall.direct.half_size: "
      "'-1 B' is negative; a bytes cannot be"),
+    ("own_piece: 0.25", "own_piece: -1", "mine.yaml:15:41: costs.alltoall.two-tier.own_piece: "
+     "must be >= 0, not -1"),
+    ("200 GB/s", "0 GB/s", "mine.yaml:15:59: costs.alltoall.two-tier.relay_rate: must be > 0, "
+     "not '0 GB/s'"),
 ]  # fmt: skip
 
 

@@ -179,4 +179,4 @@ def test_validate_fails_above_a_limit(call, monkeypatch):
     status, out, err = call("validate")
     assert status == 1
     assert "FAILED" in out
-    assert "failed: nccl-calibration: error 6.9%, limit 1.0%" in err
+    assert "failed: nccl-calibration: error 6.7%, limit 1.0%" in err

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from simulator.model.kernels import fused_moe, tile_of
+from simulator.model.kernels import rates as kernel_rates
 from simulator.spec import catalogue
 from simulator.spec.kernels import kernels
 from simulator.studies.validation.compute_fit import (
@@ -45,14 +47,15 @@ def test_the_families_are_the_fitted_ones(name: str, fits: dict[str, Fit]):
 
 
 def test_the_fused_moe_of_the_a100_is_the_fitted_one(fits: dict[str, Fit]):
-    shipped = catalogue.entries()["A100-SXM-80GB"]["kernels"]["moe_bf16"]
+    shipped = dict(catalogue.entries()["A100-SXM-80GB"]["kernels"]["moe_bf16"])
+    assert shipped.pop("tile") == 128  # chosen, not fitted
     assert fits["A100-SXM-80GB moe_bf16"].values == pytest.approx(shipped, rel=REL)
 
 
 @pytest.mark.parametrize(
     ("name", "rows", "parameters"),
     [("H100-SXM", 56, 5), ("fp8", 56, 6), ("fp8_block", 56, 6), ("moe_bf16", 56, 2),
-     ("moe_fp8", 50, 2), ("moe_mxfp4", 48, 4), ("moe_mxfp4_trtllm", 56, 3),
+     ("moe_fp8", 50, 2), ("moe_mxfp4", 48, 4), ("moe_mxfp4_trtllm", 56, 4),
      ("A100-SXM-80GB", 12, 3), ("A100-SXM-80GB moe_bf16", 12, 3)],
 )  # fmt: skip
 def test_rows_and_parameters(name: str, rows: int, parameters: int, fits: dict[str, Fit]):
@@ -107,3 +110,18 @@ def test_a_wrong_row_does_not_bend_the_others():
     after = fit_gpu(rows, gpu_of("h100_sxm")).values
     for key in ("compute_efficiency", "memory_efficiency"):
         assert after[key] == pytest.approx(before[key], abs=0.02)
+
+
+def test_a_kernel_that_sees_every_choice_pays_for_them():
+    """EP4, 1,024 tokens to 4 of 128 experts: 32 rows per expert, but 128 choices per expert of this
+    rank. So tiles of 128 rows, not 64, and passes over all 4,096 choices, not the 1,024 here.
+    """
+    rows = calibration_rows("moe_h100_mxfp4_trtllm.csv")
+    row = next(row for row in rows if row.ep == 4 and row.tokens == 1024)
+    gpu = gpu_of("h100_sxm")
+    family = gpu.kernels["moe_mxfp4_trtllm"]
+    of = kernel_rates(gpu, family, gpu.flops_per_s["bf16"], 0.53125, 2.0)
+    assert tile_of(of, 32.0) == 64
+    seen = fused_moe(of, 1024, 1024, 128, 32, 32, 2880, 2880).seconds
+    passed = 3072 * 6 * (2880 + 2880) / (gpu.hbm_bandwidth_bytes_per_s * family.passes)
+    assert kernel_s(row, gpu) == pytest.approx(seen + passed, rel=1e-9)

@@ -9,7 +9,7 @@ import pytest
 
 from simulator.errors import InputError
 from simulator.studies.validation.compute_sets import DATA, calibration_rows, kernel_sets
-from simulator.studies.validation.compute_tables import KernelRow, loads, read_kernels
+from simulator.studies.validation.compute_tables import DRAWS, KernelRow, loads, read_kernels
 
 TABLES = sorted(
     path.name for path in DATA.glob("*.csv") if path.name.startswith(("gemm", "moe", "deepgemm"))
@@ -64,7 +64,7 @@ def test_skewed_loads_are_those_of_the_most_loaded_rank(
     tokens: int, ep: int, alpha: str, system: str
 ):
     drawn = loads(moe(tokens, f"power_law_{alpha}", ep=ep, system=system))
-    assert len(drawn) == 8
+    assert len(drawn) == DRAWS
     for counts in drawn:
         assert len(counts) == 128 // ep
         assert counts.min() >= 0

@@ -23,26 +23,27 @@ def row(system: str, operation: str, ranks: int, size_bytes: float, time_s: floa
     return Measurement("here", system, operation, ranks, time_s, size_bytes=size_bytes)
 
 
-def nccl_s(system, steps, launch_s, ranks, size_bytes, half_bytes, share) -> float:
-    """`steps` messages of size / ranks through one link; a hop to the switch and one from it."""
-    message = size_bytes / ranks
-    wire = steps * (message + math.sqrt(half_bytes * message)) / share
+def nccl_s(system, steps, launch_s, ranks, size_bytes, half_bytes, share, own=0.0) -> float:
+    """`steps` pieces of size / ranks through one link, which ramp up together, and an own piece."""
+    sent = steps * size_bytes / ranks
+    wire = (sent + math.sqrt(half_bytes * sent)) * (1 + own / steps) / share
     return launch_s + wire / NVLINK[system]
 
 
 SIZES = [4.0**k for k in range(8, 15)]
 
 
-def test_an_all_to_all_gives_back_its_four_parameters():
-    launch_s, per_peer_s, half, share = 6e-6, 0.4e-6, 3e5, 0.8
+def test_an_all_to_all_gives_back_its_five_parameters():
+    launch_s, per_peer_s, half, share, own = 6e-6, 0.4e-6, 3e5, 0.8, 0.3
     rows = [
         row("h100", "alltoall", n, size, per_peer_s * (n - 1) + 2 * HOP_S
-            + nccl_s("h100", n - 1, launch_s, n, size, half, share))
-        for n in (4, 8) for size in SIZES
+            + nccl_s("h100", n - 1, launch_s, n, size, half, share, own))
+        for n in (2, 4, 8) for size in SIZES
     ]  # fmt: skip
     found = fit(rows, topology_by_system, load_transport("nccl"))
     cost = found.transport.costs["alltoall"]["direct"]
-    assert found.parameters == 4
+    assert found.parameters == 5
+    assert cost.own_piece == pytest.approx(own, rel=2e-2)
     assert found.error < 1e-3
     assert cost.launch_s == pytest.approx(launch_s, rel=1e-2)
     assert cost.per_peer_s == pytest.approx(per_peer_s, rel=2e-2)
@@ -90,6 +91,32 @@ def test_two_tiers_in_parallel_give_back_their_four_parameters():
     assert cost.efficiency.network == pytest.approx(on_network, rel=1e-2)
 
 
+def test_a_relay_gives_back_its_rate():
+    launch_s, extra_s, share, rate = 30e-6, 5e-6, 0.65, 200e9
+    size = 7168 * 1.03125
+    rows = []
+    for tokens in (64, 256, 1024, 4096):
+        for ranks in (8, 16):
+            # GPUs that a token goes to: those that hold any of its 8 experts of 256.
+            gpus = ranks * (1 - math.comb(256 - 256 // ranks, 8) / math.comb(256, 8))
+            if ranks == 8:
+                busy_s = 7 / 8 * gpus * tokens * size / (share * NVLINK["h100"])
+                time_s = launch_s + 2 * HOP_S + busy_s
+            else:
+                # Its own and its twin's, to 7 neighbours each; two paths, one after the other.
+                busy_s = 14 / 16 * gpus * tokens * size / rate
+                time_s = launch_s + extra_s + 3e-6 + 2 * HOP_S + busy_s
+            rows.append(
+                Measurement("here", "hopper", "dispatch", ranks, time_s, 0.0, tokens, 7168, 8, 256)
+            )
+    found = fit(rows, topology_by_system, load_transport("deepep-normal"))
+    cost = found.transport.costs["dispatch"]["two-tier"]
+    assert found.parameters == 4, "launch, network_latency, NVLink's share, and the relay"
+    assert cost.relay_rate_bytes_per_s == pytest.approx(rate, rel=1e-2)
+    assert cost.efficiency.nvlink == pytest.approx(share, rel=1e-2)
+    assert cost.efficiency.network == 0.94, "the relay is the slower of both, so no row tells it"
+
+
 def test_one_wrong_row_does_not_bend_the_others():
     launch_s, half, share = 6e-6, 3e5, 0.8
     times = [2 * HOP_S + nccl_s("h100", 7, launch_s, 8, size, half, share) for size in SIZES]
@@ -103,12 +130,15 @@ def test_one_wrong_row_does_not_bend_the_others():
     assert cost.efficiency.nvlink == pytest.approx(share, rel=0.05)
 
 
-def test_two_ranks_share_the_launch_of_more():
+def test_all_algorithms_of_an_operation_share_the_launch():
     rows = [row("h100", "allreduce", n, s, 1e-5 + s / 2e11) for n in (2, 8) for s in SIZES]
-    asked = unknowns(prepare(rows, topology_by_system, load_transport("nccl")))
-    assert [key for key in asked if key[0] == "launch"] == [("launch", "allreduce", "nvls")]
-    assert ("per_peer", "allreduce", "nvls") in asked
-    assert [key for key in asked if key[0] == "root"] == [("root", "pair"), ("root", "many")]
+    prepared = prepare(rows, topology_by_system, load_transport("nccl"))
+    assert {(one.measured.ranks, one.algorithm) for one in prepared} == {(2, "ring"), (8, "nvls")}
+    asked = unknowns(prepared)
+    assert [key for key in asked if key[0] == "launch"] == [("launch", "allreduce")]
+    assert [key for key in asked if key[0] == "per_peer"] == [("per_peer", "allreduce", "nvls")]
+    assert [key for key in asked if key[0] == "root"] == [("root",)]
+    assert [key for key in asked if key[0] == "own"] == [], "one count of ranks in a ring"
 
 
 def test_too_few_rows_are_refused():

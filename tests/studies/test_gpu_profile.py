@@ -60,7 +60,7 @@ def catalogued(name: str) -> Gpu:
 def made_up() -> Gpu:
     """An H100 with figures of our own."""
     gpu = catalogued("H100-SXM")
-    moe = {**MOE, "fill": BF16["fill"]}
+    moe = {**MOE, "depth": BF16["depth"], "fill": BF16["fill"]}
     kernels = {
         **gpu.kernels,
         **{

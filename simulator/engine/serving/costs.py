@@ -5,16 +5,23 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.engine.costs import on_wire
 from simulator.engine.layout import Layout
 from simulator.engine.links import wires_of
 from simulator.engine.roads import Roads
 from simulator.engine.serving.timing import Costs, Wires
 from simulator.engine.step import Sending
 from simulator.engine.tiers import landing_of
-from simulator.model import attention, footprint, sizes
+from simulator.model import attention, footprint, kernels, sizes
 from simulator.model.compute import ComputeModel
 from simulator.model.kernels import Work
 from simulator.spec.schema import Gpu, Workload
+
+FEW = 64  # so many tokens for one rank are looked up, more are computed
+
+Floats = NDArray[np.float64]
+Int32s = NDArray[np.int32]
+Int64s = NDArray[np.int64]
 
 
 def costs_of(compute: ComputeModel, rows: int, evaluation: NDArray[np.int32]) -> Costs:
@@ -26,10 +33,12 @@ def costs_of(compute: ComputeModel, rows: int, evaluation: NDArray[np.int32]) ->
     every, both = range(1, rows + 1), (False, True)
     floors = [compute.around_scores(1, gate)[1] for gate in both]
     floors += [compute.before_scores(1, decode)[1] for decode in (True, False)]
+    shape = model.hidden, model.moe.intermediate
+    launch_s = of.launch_s + sum(kernels.long_sum_s(of, k) for k in shape)
     moe = [
-        *(of.flops_per_s, of.bytes_per_s, of.launch_s, of.passes_bytes_per_s),
-        *(of.weight_bytes, of.input_bytes, model.hidden, model.moe.intermediate),
-        *(of.fill, of.tile, of.kernels * compute.host_launch_s),
+        *(of.flops_per_s, of.bytes_per_s, launch_s, of.passes_bytes_per_s),
+        *(of.weight_bytes, of.input_bytes, *shape),
+        *(of.fill, of.tile, of.spare, of.kernels * compute.host_launch_s, of.l2_bytes_per_s),
     ]
     return Costs(
         fixed_s=np.array(
@@ -77,39 +86,86 @@ def wires_of_group(
     mine = slice(first, first + layout.ep)
     between = roads.between[mine, mine]
     every = wires_of(roads.routes, weighted=True)
-    used = np.unique(between[between >= 0])
-    # One more than there are: a pair without a route (-1) reads the last.
-    place = np.full(every.routes + 1, -1, dtype=np.int32)
-    place[used] = np.arange(len(used), dtype=np.int32)
-    spans = [np.arange(every.ptr[r], every.ptr[r + 1]) for r in used]
-    crossings = np.concatenate([np.zeros(0, dtype=np.int64), *spans])
-    route = np.repeat(np.arange(len(used), dtype=np.int32), [len(span) for span in spans])
-    order = np.argsort(every.link[crossings], kind="stable")
-    crossings = crossings[order]
     assert every.weight is not None
-    _, count = np.unique(every.link[crossings], return_counts=True)
-    link_s = every.weight[crossings] / every.capacity_bytes_per_s[every.link[crossings]]
-    crossed = used[route[order]]
+    ranks = layout.ep
+    source, target = np.nonzero((between >= 0) & ~np.eye(ranks, dtype=np.bool_))
+    routes = between[source, target]
+    latency_s = np.zeros((ranks, ranks))
+    latency_s[source, target] = every.latency_s[routes]
+    # One row per pair and link of its route, in the order of the pairs.
+    hops = np.diff(every.ptr)[routes]
+    pair = np.repeat(np.arange(len(routes)), hops)
+    at = np.repeat(every.ptr[routes], hops) + _counted(hops)
+    link, a, b = every.link[at], source[pair], target[pair]
+    alone_s = every.weight[at] / every.capacity_bytes_per_s[link]
+    efficiency = np.stack([way.efficiency[routes] for way in (dispatch, combine)])
+    busy_s = alone_s / efficiency[:, pair]
+    of_one_sender = _one_each(link, a, len(every.capacity_bytes_per_s))[link]
+    of_one_receiver = _one_each(link, b, len(every.capacity_bytes_per_s))[link]
+    own = of_one_sender & of_one_receiver
+    own_s = np.zeros((2, ranks, ranks))
+    for way in range(2):
+        np.maximum.at(own_s[way], (a[own], b[own]), busy_s[way, own])
+    some = ~(of_one_sender | of_one_receiver)
+    _, shared = np.unique(link[some], return_inverse=True)
+    crossings = np.bincount((a * ranks + b)[some], minlength=ranks * ranks)
     _, nodes = np.unique(node[mine], return_inverse=True)
     local = nodes.astype(np.int32)
     sends = [
         (way.token_bytes, way.half_size_bytes, float(way.packed), way.delay_s)
         for way in (dispatch, combine)
     ]
+    outs, ins = of_one_sender & ~own, of_one_receiver & ~own
     return Wires(
-        between=np.stack([place[between], place[between].T]),
-        ptr=np.cumsum([0, *count]).astype(np.int64),
-        route=route[order],
-        seconds_per_byte=np.stack(
-            [link_s / way.efficiency[crossed] for way in (dispatch, combine)]
-        ),
-        latency_s=every.latency_s[used],
+        latency_s=latency_s,
+        own_s=own_s,
+        out_s=_planes(ranks, link[outs], a[outs], b[outs], a[outs], busy_s[:, outs]),
+        in_s=_planes(ranks, link[ins], a[ins], b[ins], b[ins], busy_s[:, ins]),
+        shared_ptr=np.cumsum([0, *crossings]).astype(np.int64),
+        shared=shared.ravel().astype(np.int32),
+        shared_s=np.ascontiguousarray(busy_s[:, some]),
         sends=np.array(sends),
+        few_bytes=np.stack([_few_bytes(way) for way in (dispatch, combine)]),
         once=dispatch.packed,
         tiered=tiered,
         node=local,
         landing=landing_of(local, layout.ep),
     )
+
+
+def _few_bytes(way: Sending) -> Floats:
+    """What 0, 1, 2, ... tokens for one rank put on wires of efficiency 1, float64 [FEW]."""
+    tokens = np.arange(FEW, dtype=np.float64)
+    messages = np.minimum(tokens, 1.0) if way.packed else tokens
+    sizes = way.token_bytes * tokens / np.maximum(messages, 1.0)
+    return on_wire(sizes, messages, way.half_size_bytes, np.ones(FEW))
+
+
+def _counted(lengths: Int64s) -> Int64s:
+    """0, 1, 2, ... for each of these lengths, one after the other."""
+    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def _one_each(link: Int32s, rank: Int64s, links: int) -> NDArray[np.bool_]:
+    """Whether all crossings of a link have the same rank, bool [links]."""
+    least, most = np.full(links, len(rank) + np.iinfo(np.int32).max), np.full(links, -1)
+    np.minimum.at(least, link, rank)
+    np.maximum.at(most, link, rank)
+    return np.asarray(least == most)
+
+
+def _planes(
+    ranks: int, link: Int32s, a: Int64s, b: Int64s, whose: Int64s, busy_s: Floats
+) -> Floats:
+    """Links of one rank each (`whose`) in planes, one of each rank in a plane: float64 [2, planes,
+    ranks, ranks], from a to b; busy_s: float64 [2, crossings].
+    """
+    pairs, which = np.unique(np.stack([whose, link]), axis=1, return_inverse=True)
+    first = np.searchsorted(pairs[0], np.arange(ranks))
+    plane = (np.arange(pairs.shape[1]) - first[pairs[0]])[which.ravel()]
+    found = np.zeros((2, int(plane.max(initial=-1)) + 1, ranks, ranks))
+    found[:, plane, a, b] = busy_s
+    return found
 
 
 def kv_blocks(workload: Workload, gpu: Gpu, layout: Layout, tokens: int, block_tokens: int) -> int:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.compiled import entry
 from simulator.engine.serving import scheduler, timing
 from simulator.engine.serving.scheduler import Ledger, Limits
 from simulator.engine.serving.timing import Costs, Routing, Wires
@@ -65,11 +66,18 @@ class Group:
         self.delay_s = 0.0
         self.step: Step | None = None
         self._ended = np.zeros((2, of.ranks * of.most), dtype=np.int32)
-        self.work = self._room()
+        self._make_room()
 
-    def _room(self) -> timing.Work:
-        return timing.work_for(
+    def _make_room(self) -> None:
+        of, work = self.of, timing.work_for(
             self.of.ranks, self.of.limits.tokens, self.wires, self.routing, self.of.halves
+        )  # fmt: skip
+        self.work = work
+        lists = self.ledger, self.ranks, of.limits
+        self._plan = entry(scheduler.plan, *lists, 0, 0, 0.0, work.token, work.ends, work.phase)
+        self._finish = entry(scheduler.finish, *lists, 0.0, 1, 0.0, *self._ended)
+        self._seconds = entry(
+            timing.step_seconds, of.costs, self.wires, self.routing, work, self.speed, of.halves
         )
 
     def rewire(
@@ -82,7 +90,7 @@ class Group:
         self.wires, self.routing = wires, routing
         if evaluation is not None:
             self.of = self.of._replace(costs=self.of.costs._replace(evaluation=evaluation))
-        self.work = self._room()
+        self._make_room()
 
     def resize(self, blocks: int) -> None:
         """Give every rank so many KV blocks. Where more are in use, unused prefixes go, then the
@@ -126,7 +134,7 @@ class Group:
         until_s: when something happens that may bring work; repeated steps end before.
         """
         work, of = self.work, self.of
-        tokens = scheduler.plan(
+        tokens = self._plan(
             self.ledger, self.ranks, of.limits, of.costs.window, of.halves, now_s,
             work.token, work.ends, work.phase,
         )  # fmt: skip
@@ -147,7 +155,7 @@ class Group:
     def seconds(self) -> float:
         """How long the step takes whose tokens stand in `work`."""
         speed = self.speed if self.spread is None else self.speed * self.spread()
-        return timing.step_seconds(
+        return self._seconds(
             self.of.costs, self.wires, self.routing, self.work, speed, self.of.halves
         )
 
@@ -155,7 +163,7 @@ class Group:
         """The step in flight is over: the (request, rank) that ended, or are handed on."""
         step = self.step
         assert step is not None
-        found = scheduler.finish(
+        found = self._finish(
             self.ledger, self.ranks, self.of.limits, step.end_s, step.repeated, step.each_s,
             *self._ended,
         )  # fmt: skip

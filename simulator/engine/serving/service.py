@@ -310,10 +310,14 @@ class Service:
             else:
                 self.of.worker[request] = -1
                 self._ended(request)
-        self.poke(group)
         if ended:
             self.deal()
             self.on_over()
+        if self.env.peek() > self.env.now and not self.stopped[group] and of.step is None:
+            self._version[group] += 1  # nothing else happens at this instant
+            self._start(group, self._version[group])
+        else:
+            self.poke(group)
 
     def _next_from_outside(self) -> float:
         """When something happens that is not the end of a step: an arrival, a time-out, a fault."""

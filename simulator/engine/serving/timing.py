@@ -3,9 +3,16 @@
 A *group* is the GPUs of one expert-parallel group; each is a *rank* with attention, KV cache and
 queue of its own (data-parallel attention), and all step together. A step takes the tokens that
 every rank's scheduler picks, follows each through the recorded routing to the GPUs of its experts,
-and goes through the layers as `simulator.engine.step` does with `network: coflow` (a collective
-starts when all ranks are ready, takes as long as its slowest link, and all receive together);
-`tests/serving/test_against_step.py` holds the two against each other.
+and goes through the layers as `simulator.engine.step` does, with collectives in closed form:
+
+- One micro-batch: a rank sends when it is ready and goes on when it has all that it waits for. On a
+  link that one rank alone sends over, its transfers share evenly from the start; a link that
+  several use carries what comes in the order in which the sends began; a collective finds all links
+  free. `tests/serving/test_closed_form.py` holds it against the same in plain simpy, and against
+  the step engine with the exact network.
+- Two micro-batches: a collective starts when all ranks are ready, takes as long as its slowest
+  link, and all receive together, as the step engine has it with `network: coflow`;
+  `tests/serving/test_against_step.py` holds the two against each other.
 
 Functions that call each other are in this one file, as numba's cache wants it.
 """
@@ -18,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.compiled import allocation_free, inlined
+from simulator.model.kernels import LEAST_TILE, TILE_COLUMNS
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float64]
@@ -29,12 +37,13 @@ Int64s = NDArray[np.int64]
 FLOPS, BANDWIDTH, LAUNCH, FLOOR, INSIDE_FLOOR = 0, 1, 2, 3, 5
 (
     MOE_FLOPS, MOE_BANDWIDTH, MOE_LAUNCH, MOE_PASSES, MOE_WEIGHT, MOE_INPUT, MOE_HIDDEN,
-    MOE_INTERMEDIATE, MOE_FILL, MOE_TILE, MOE_FLOOR,
-) = range(11)  # fmt: skip
+    MOE_INTERMEDIATE, MOE_FILL, MOE_TILE, MOE_SPARE, MOE_FLOOR, MOE_L2,
+) = range(13)  # fmt: skip
 TOKEN_BYTES, HALF_SIZE, PACKED, DELAY = range(4)
 DECODE, PREFILL = range(2)
 DENSE, SPARSE = range(2)
-CAME, TOTAL, TILES, ACTIVE = range(4)  # `Work.sums`
+CAME, TOTAL, SHIFT, TILES, ACTIVE = range(5)  # `Work.sums`
+READY, SHARED, FROM, GOT, SPENT, TAKEN, ROWS = range(7)  # `Work.ready_s`
 # `Work.lanes`: what each operation waits for, layers, what runs, how many are queued.
 LAYER, RUNNING, QUEUED, LANES = 16, 18, 19, 20
 
@@ -46,7 +55,7 @@ class Costs(NamedTuple):
     ffn_s float64 [2, rows + 1]: dense FFN, shared experts; head_s float64 [rows + 1];
     inside_s float64 [2, rows + 1]: what a phase adds beside its scores (decode, prefill);
     scores float64 [2, 3]: FLOPs per (query, key) pair, bytes per key, bytes per query;
-    plain float64 [7] and moe float64 [11]: figures of the kernels (places above; the floors are
+    plain float64 [7] and moe float64 [13]: figures of the kernels (places above; the floors are
     what the host takes to launch attention in dense and MoE layers, and more for either phase);
     windowed uint8 [layers]; window: keys of a windowed layer (0: none);
     evaluation int32 [layers]: which recorded layer's routing a layer has (-1: dense).
@@ -67,19 +76,27 @@ class Costs(NamedTuple):
 class Wires(NamedTuple):
     """How the ranks of a group reach each other.
 
-    between int32 [2, ranks, ranks] routes of what dispatch takes from row to column, and combine
-    back; ptr int64 [links + 1], route int32 and seconds_per_byte float64 [2, crossings], how long a
-    byte of each route keeps each link busy; latency_s float64 [routes]; sends float64 [2, 4] of
-    dispatch and combine (places above); once: a token goes once to a GPU, not once per expert; node
-    int32 [ranks] and landing int32 [ranks, nodes]: for sending in two tiers (`tiered`).
+    latency_s float64 [ranks, ranks] from row to column. How long a byte from row to column keeps
+    links busy, the first axis being dispatch and combine: own_s float64 [2, ranks, ranks], the
+    slowest of the links that no other pair uses; out_s float64 [2, outs, ranks, ranks], links that
+    the sender alone uses, one of each sender in each plane; in_s float64 [2, ins, ranks, ranks], of
+    the receiver alone, likewise; shared int32 and shared_s float64 [2, crossings], all others
+    (numbered from 0), of pair `row * ranks + column` from shared_ptr int64 [ranks * ranks + 1] on.
+    sends float64 [2, 4] of dispatch and combine (places above); few_bytes float64 [2, few], what so
+    few tokens for one rank put on the wire; once: a token goes once to a GPU,
+    not once per expert; node int32 [ranks] and landing int32 [ranks, nodes]: for sending in two
+    tiers (`tiered`).
     """
 
-    between: Int32s
-    ptr: Int64s
-    route: Int32s
-    seconds_per_byte: Floats
     latency_s: Floats
+    own_s: Floats
+    out_s: Floats
+    in_s: Floats
+    shared_ptr: Int64s
+    shared: Int32s
+    shared_s: Floats
     sends: Floats
+    few_bytes: Floats
     once: bool
     tiered: bool
     node: Int32s
@@ -107,6 +124,11 @@ class Work(NamedTuple):
     token int64 [tokens]: rows of `ids`, by rank; ends int64 [ranks, halves + 1]: where each rank's
     tokens of each micro-batch begin and end; phase float64 [halves, ranks, 2, 6]: per phase rows,
     pairs, keys, the same two within the window, and rows that need logits (in DECODE's place).
+    One micro-batch: of every evaluation's dispatch and combine, from row to column, float64
+    [evaluations, 2, ranks, ranks]: sent, bytes; reach_s, when the first byte is there (-inf:
+    nothing is sent); alone_s, when all is there if the receiver's links and shared ones are free;
+    and into_s float64 [evaluations, 2, ins, ranks, ranks], how long it keeps the receiver's busy.
+    Two: sends_s float64 [2, evaluations, 2], whole collectives (-1: nothing is sent).
     """
 
     token: Int64s
@@ -117,14 +139,19 @@ class Work(NamedTuple):
     head_s: Floats
     experts_s: Floats
     sends_s: Floats
+    sent: Floats
+    reach_s: Floats
+    alone_s: Floats
+    into_s: Floats
     pairs: Int32s
     nodes: Int32s
-    on_wire: Floats
     counts: Int32s
     chosen: Int32s
     sums: Int64s
     stamps: Int64s
     ready_s: Floats
+    free_s: Floats
+    order: Int64s
     heap_s: Floats
     heap_i: Int64s
     lanes: Int64s
@@ -142,6 +169,9 @@ def work_for(
     """Room for steps of up to `tokens` tokens per rank."""
     evaluations = max(len(routing.recorded), 1)
     nodes = wires.landing.shape[1]
+    alone = (evaluations if halves == 1 else 0, 2, ranks, ranks)
+    ins = wires.in_s.shape[1]
+    links = int(wires.shared.max(initial=-1)) + 1
     return Work(
         token=np.zeros(ranks * tokens, dtype=np.int64),
         ends=np.zeros((ranks, halves + 1), dtype=np.int64),
@@ -151,14 +181,19 @@ def work_for(
         head_s=np.zeros((halves, ranks)),
         experts_s=np.zeros((halves, evaluations, ranks)),
         sends_s=np.zeros((halves, evaluations, 2)),
+        sent=np.zeros(alone),
+        reach_s=np.zeros(alone),
+        alone_s=np.zeros(alone),
+        into_s=np.zeros((*alone[:2], ins, *alone[2:])),
         pairs=np.zeros((evaluations + 1, ranks, ranks), dtype=np.int32),
         nodes=np.zeros((evaluations, ranks, nodes), dtype=np.int32),
-        on_wire=np.zeros(len(wires.latency_s)),
         counts=np.zeros((evaluations, len(routing.gpu)), dtype=np.int32),
         chosen=np.zeros((evaluations, routing.copy.shape[2]), dtype=np.int32),
-        sums=np.zeros((4, ranks), dtype=np.int64),
+        sums=np.zeros((5, ranks), dtype=np.int64),
         stamps=np.zeros(ranks + nodes, dtype=np.int64),
-        ready_s=np.zeros((3, ranks)),
+        ready_s=np.zeros((ROWS, ranks)),
+        free_s=np.zeros(max(ins * ranks, links)),
+        order=np.tile(np.arange(ranks), (*alone[:2], 1)),
         heap_s=np.zeros(4 * ranks + 16),
         heap_i=np.zeros((4 * ranks + 16, 2), dtype=np.int64),
         lanes=np.zeros((LANES, ranks + 1), dtype=np.int64),
@@ -181,22 +216,37 @@ def _ridge(a: float, b: float) -> float:
 
 
 @inlined
-def moe_seconds(moe: Floats, tokens: float, rows: float, padded: float, active: float) -> float:
+def tile_shift(moe: Floats, mean_rows: float) -> int:
+    """Which power of two `kernels.tile_of` is."""
+    wanted = mean_rows if 2.0 * mean_rows > moe[MOE_SPARE] else 2.0 * mean_rows
+    most, shift = int(moe[MOE_TILE]), 0
+    while 1 << shift < min(max(wanted, LEAST_TILE), most):
+        shift += 1
+    return shift
+
+
+@inlined
+def moe_seconds(
+    moe: Floats, tokens: float, rows: float, tile: float, tiles: float, active: float
+) -> float:
     """`kernels.fused_moe` and its floor; the arguments as there."""
     if rows == 0.0:
         return 0.0
-    hidden, wide = moe[MOE_HIDDEN], moe[MOE_INTERMEDIATE]
+    hidden, wide, given = moe[MOE_HIDDEN], moe[MOE_INTERMEDIATE], moe[MOE_INPUT]
     seconds = moe[MOE_LAUNCH]
     for part in range(2):
         n = 2.0 * wide if part == 0 else hidden
         k = hidden if part == 0 else wide
-        read = active * n * k * moe[MOE_WEIGHT] + rows * (k * moe[MOE_INPUT] + n * 2.0)
-        computed = 2.0 * padded * n * (k + moe[MOE_FILL]) / moe[MOE_FLOPS]
-        seconds += _ridge(computed, read / moe[MOE_BANDWIDTH])
+        read = active * n * k * moe[MOE_WEIGHT] + rows * (k * given + n * 2.0)
+        products = tiles * n * (k + moe[MOE_FILL])
+        computed = 2.0 * tile * products / moe[MOE_FLOPS]
+        fed = products * (moe[MOE_WEIGHT] + tile * given / TILE_COLUMNS)
+        seconds += _ridge(max(computed, fed / moe[MOE_L2]), read / moe[MOE_BANDWIDTH])
+    quantised = 2.0 + given if given < 2.0 else 0.0
     passes = (
-        tokens * hidden * 4.0
-        + rows * hidden * (4.0 + moe[MOE_INPUT])
-        + rows * wide * (4.0 + moe[MOE_INPUT])
+        tokens * hidden * (2.0 + quantised)
+        + rows * hidden * (2.0 * given + 2.0)
+        + rows * wide * (4.0 + given)
     )
     return float(max(seconds + passes / moe[MOE_PASSES], moe[MOE_FLOOR]))
 
@@ -224,43 +274,113 @@ def _attention_seconds(costs: Costs, phase: Floats, kind: int, near: bool) -> fl
 
 
 @inlined
-def _collective_seconds(wires: Wires, which: int, tokens: Int32s, on_wire: Floats) -> float:
-    """A lone dispatch (0) or combine (1, the same pairs backwards) of tokens int32 [ranks, ranks],
-    after its delay; -1 if nothing is sent.
-    """
-    longest = -1.0
+def _wire_bytes(wires: Wires, which: int, count: int) -> float:
+    """What so many tokens for one rank put on the wire."""
     token_bytes, half = wires.sends[which, TOKEN_BYTES], wires.sends[which, HALF_SIZE]
-    packed = wires.sends[which, PACKED] > 0.0
-    single = token_bytes + np.sqrt(half * token_bytes)  # a message of one token
+    if wires.sends[which, PACKED] > 0.0:
+        size = token_bytes * count
+        return float(size + np.sqrt(half * size)) if half > 0.0 else size
+    return float((token_bytes + np.sqrt(half * token_bytes)) * count)
+
+
+@inlined
+def _dot(a: Floats, b: Floats) -> float:
+    """Sum of products: four sums, so that one addition need not wait for another."""
+    end = len(a) // 4 * 4
+    sum0 = sum1 = sum2 = sum3 = 0.0
+    for i in range(0, end, 4):
+        sum0 += a[i] * b[i]
+        sum1 += a[i + 1] * b[i + 1]
+        sum2 += a[i + 2] * b[i + 2]
+        sum3 += a[i + 3] * b[i + 3]
+    for i in range(end, len(a)):
+        sum0 += a[i] * b[i]
+    return float(sum0 + sum1 + (sum2 + sum3))
+
+
+@inlined
+def _whole_seconds(wires: Wires, which: int, tokens: Int32s, work: Work) -> float:
+    """A lone dispatch (0) or combine (1, the same pairs backwards) of tokens int32 [ranks, ranks],
+    after its delay, as long as its slowest link; -1 if nothing is sent.
+    """
+    longest, slowest = -1.0, 0.0
     ranks = len(tokens)
-    on_wire[:] = 0.0
+    sizes, busy_s, few = work.ready_s[SPENT], work.free_s, wires.few_bytes[which]
+    outs, ins = wires.out_s.shape[1], wires.in_s.shape[1]
+    busy_s[:] = 0.0
     for a in range(ranks):
+        some = False
         for b in range(ranks):
-            count = tokens[a, b]
-            if count == 0 or a == b:
-                continue
-            size = single * count
-            if packed:
-                size = token_bytes * count
-                if half > 0.0:
-                    size += np.sqrt(half * size)
-            route = wires.between[which, a, b]
-            on_wire[route] = size
-            longest = max(longest, wires.latency_s[route])
-    if longest < 0.0:
-        return -1.0
-    slowest = 0.0
-    busy_s = wires.seconds_per_byte[which]
-    for link in range(len(wires.ptr) - 1):
-        first, last = wires.ptr[link], wires.ptr[link + 1]
-        even, odd = 0.0, 0.0  # two sums, so that one addition need not wait for the other
-        for at in range(first, last - 1, 2):
-            even += on_wire[wires.route[at]] * busy_s[at]
-            odd += on_wire[wires.route[at + 1]] * busy_s[at + 1]
-        if (last - first) % 2:
-            even += on_wire[wires.route[last - 1]] * busy_s[last - 1]
-        slowest = max(slowest, even + odd)
-    return float(longest + slowest)
+            count = tokens[a, b] if which == 0 else tokens[b, a]
+            sizes[b] = 0.0
+            if count > 0 and a != b:
+                some = True
+                sizes[b] = few[count] if count < len(few) else _wire_bytes(wires, which, count)
+                longest = max(longest, wires.latency_s[a, b])
+                slowest = max(slowest, sizes[b] * wires.own_s[which, a, b])
+        if not some:
+            continue
+        for lane in range(outs):
+            slowest = max(slowest, _dot(sizes, wires.out_s[which, lane, a]))
+        for lane in range(ins):
+            for b in range(ranks):
+                busy_s[lane * ranks + b] += sizes[b] * wires.in_s[which, lane, a, b]
+    for at in range(ins * ranks):
+        slowest = max(slowest, busy_s[at])
+    if len(wires.shared):
+        busy_s[:] = 0.0
+        for a in range(ranks):
+            for b in range(ranks):
+                count = tokens[a, b] if which == 0 else tokens[b, a]
+                if count > 0 and a != b:
+                    size = _wire_bytes(wires, which, count)
+                    first = a * ranks + b
+                    for at in range(wires.shared_ptr[first], wires.shared_ptr[first + 1]):
+                        busy_s[wires.shared[at]] += size * wires.shared_s[which, at]
+        for at in range(len(busy_s)):
+            slowest = max(slowest, busy_s[at])
+    return -1.0 if longest < 0.0 else float(longest + slowest)
+
+
+@inlined
+def _taken(spent: Floats, alone: Floats) -> None:
+    """How long a link carries each transfer of one sender, if longer than `alone`: while others go
+    on they take as much of it, and shorter ones end before; spent: float64, alone on the link.
+    """
+    ranks = len(spent)
+    for b in range(ranks):
+        mine, total = spent[b], 0.0
+        for other in range(ranks):
+            total += spent[other] if spent[other] < mine else mine
+        alone[b] = total if total > alone[b] else alone[b]
+
+
+@inlined
+def _sends(wires: Wires, which: int, tokens: Int32s, work: Work, at: int) -> None:
+    """Every rank's transfers of a dispatch or combine as if it were alone; as `_whole_seconds`."""
+    ranks = len(tokens)
+    spent, few = work.ready_s[SPENT], wires.few_bytes[which]
+    for a in range(ranks):
+        sizes, reach, alone = (
+            work.sent[at, which, a], work.reach_s[at, which, a], work.alone_s[at, which, a],
+        )  # fmt: skip
+        for b in range(ranks):
+            count = tokens[a, b] if which == 0 else tokens[b, a]
+            size, sizes[b], reach[b], alone[b] = 0.0, 0.0, -np.inf, 0.0
+            if count > 0 and a != b:
+                size = few[count] if count < len(few) else _wire_bytes(wires, which, count)
+                reach[b] = wires.latency_s[a, b]
+                sizes[b], alone[b] = size, size * wires.own_s[which, a, b]
+        for lane in range(wires.out_s.shape[1]):
+            for b in range(ranks):
+                spent[b] = sizes[b] * wires.out_s[which, lane, a, b]
+            _taken(spent, alone)
+        for b in range(ranks):
+            alone[b] += reach[b]
+        for lane in range(wires.in_s.shape[1]):
+            into, pace = work.into_s[at, which, lane, a], wires.in_s[which, lane, a]
+            for b in range(ranks):
+                into[b] = sizes[b] * pace[b]
 
 
 @inlined
@@ -275,6 +395,7 @@ def _count(wires: Wires, routing: Routing, work: Work, half: int) -> None:
     )  # fmt: skip
     k, experts = ids.shape[2], chosen.shape[1]
     last, last_node = work.stamps[:ranks], work.stamps[ranks:]
+    few = ranks <= 64 and not wires.tiered
     last[:] = -1
     last_node[:] = -1
     counts[:] = 0
@@ -284,7 +405,23 @@ def _count(wires: Wires, routing: Routing, work: Work, half: int) -> None:
     for rank in range(ranks):
         first, end = work.ends[rank, half], work.ends[rank, half + 1]
         kind = routing.kind[rank]
-        if wires.once:
+        if wires.once and few:
+            for i in range(first, end):
+                row = work.token[i]
+                for at in range(evaluations):
+                    recorded = routing.recorded[at]
+                    seen = np.uint64(0)
+                    for choice in range(k):
+                        expert = ids[row, recorded, choice]
+                        if expert < 0:
+                            continue
+                        place = routing.copy[at, kind, expert]
+                        counts[at, place] += 1
+                        target = routing.gpu[place]
+                        bit = np.uint64(1) << np.uint64(target)
+                        pairs[at, rank, target] += (seen & bit) == np.uint64(0)
+                        seen |= bit
+        elif wires.once:
             for i in range(first, end):
                 row = work.token[i]
                 for at in range(evaluations):
@@ -334,7 +471,6 @@ def _evaluate(
     ranks = len(speed)
     evaluations, nodes = len(routing.recorded), work.nodes.shape[2]
     sums, two = work.sums, work.pairs[evaluations]
-    tile = int(costs.moe[MOE_TILE])
     _count(wires, routing, work, half)
     for at in range(evaluations):
         counts, pairs = work.counts[at], work.pairs[at]
@@ -348,14 +484,20 @@ def _evaluate(
             if count:
                 gpu = routing.gpu[place]
                 sums[TOTAL, gpu] += count
-                sums[TILES, gpu] += (count + tile - 1) // tile
                 sums[ACTIVE, gpu] += 1
+        for gpu in range(ranks):
+            sums[SHIFT, gpu] = tile_shift(costs.moe, sums[TOTAL, gpu] / max(sums[ACTIVE, gpu], 1))
+        for place in range(len(routing.gpu)):
+            if counts[place]:
+                gpu = routing.gpu[place]
+                shift = sums[SHIFT, gpu]
+                sums[TILES, gpu] += (counts[place] + (1 << shift) - 1) >> shift
         for gpu in range(ranks):
             if not wires.once:
                 sums[CAME, gpu] = sums[TOTAL, gpu]
             work.experts_s[half, at, gpu] = speed[gpu] * moe_seconds(
                 costs.moe, float(sums[CAME, gpu]), float(sums[TOTAL, gpu]),
-                float(sums[TILES, gpu] * tile), float(sums[ACTIVE, gpu]),
+                float(1 << sums[SHIFT, gpu]), float(sums[TILES, gpu]), float(sums[ACTIVE, gpu]),
             )  # fmt: skip
         carried = pairs
         if wires.tiered:
@@ -372,7 +514,10 @@ def _evaluate(
                         two[a, wires.landing[a, node]] += work.nodes[at, a, node]
             carried = two
         for which in range(2):
-            work.sends_s[half, at, which] = _collective_seconds(wires, which, carried, work.on_wire)
+            if len(work.alone_s):
+                _sends(wires, which, carried, work, at)
+            else:
+                work.sends_s[half, at, which] = _whole_seconds(wires, which, carried, work)
 
 
 @allocation_free
@@ -403,35 +548,120 @@ def step_seconds(
 
 @inlined
 def _one_batch(costs: Costs, wires: Wires, work: Work, ranks: int) -> float:
-    ready, shared = work.ready_s[0], work.ready_s[1]
+    ready, shared, start, got = (
+        work.ready_s[READY], work.ready_s[SHARED], work.ready_s[FROM], work.ready_s[GOT],
+    )  # fmt: skip
     ready[:] = 0.0
     for layer in range(len(costs.evaluation)):
         at = costs.evaluation[layer]
         kind = DENSE if at < 0 else SPARSE
         variant = 2 * kind + costs.windowed[layer]
-        all_there = 0.0
         for rank in range(ranks):
             end = ready[rank] + work.attention_s[0, variant, rank]
-            all_there = max(all_there, end)
+            ready[rank] = start[rank] = end
             shared[rank] = end + work.ffn_s[0, kind, rank]
         if at >= 0:
-            sending = work.sends_s[0, at, 0]
-            if sending >= 0.0:
-                all_there += wires.sends[0, DELAY] + sending
-            received = all_there
+            _exchange(wires, work, at, 0)
+            if wires.tiered:  # all of a node wait for what lands there
+                _latest_of_node(wires, work, got)
             for rank in range(ranks):
+                end = max(ready[rank], got[rank])
                 takes = work.experts_s[0, at, rank]
                 if takes > 0.0:
-                    all_there = max(all_there, max(received, shared[rank]) + takes)
-            sending = work.sends_s[0, at, 1]
-            if sending >= 0.0:
-                all_there += wires.sends[1, DELAY] + sending
+                    end = max(end, shared[rank]) + takes
+                ready[rank] = start[rank] = end
+            if wires.tiered:  # and send back when all of it have worked
+                _latest_of_node(wires, work, start)
+            _exchange(wires, work, at, 1)
+            for rank in range(ranks):
+                ready[rank] = max(ready[rank], got[rank])
         for rank in range(ranks):
-            ready[rank] = max(all_there, shared[rank])
+            ready[rank] = max(ready[rank], shared[rank])
     longest = 0.0
     for rank in range(ranks):
         longest = max(longest, ready[rank] + work.head_s[0, rank])
     return longest
+
+
+@inlined
+def _latest_of_node(wires: Wires, work: Work, times: Floats) -> None:
+    """Give every rank the latest time of its node; times: float64 [ranks]."""
+    latest = work.ready_s[TAKEN]
+    latest[:] = -np.inf
+    for rank in range(len(wires.node)):
+        node = wires.node[rank]
+        latest[node] = max(latest[node], times[rank])
+    for rank in range(len(wires.node)):
+        times[rank] = latest[wires.node[rank]]
+
+
+@inlined
+def _later(start: Floats, a: int, b: int) -> bool:
+    return bool(start[a] > start[b] or (start[a] == start[b] and a > b))
+
+
+@inlined
+def _exchange(wires: Wires, work: Work, at: int, which: int) -> None:
+    """A dispatch or combine: from when each rank has what it sends (`FROM`, which its delay is
+    added to) to when each has received all (`GOT`, -inf where nothing comes).
+    """
+    start, got, order = work.ready_s[FROM], work.ready_s[GOT], work.order[at, which]
+    ranks = len(order)
+    reach_s, alone_s = work.reach_s[at, which], work.alone_s[at, which]
+    into_s, free, ins = work.into_s[at, which], work.free_s, wires.in_s.shape[1]
+    got[:] = -np.inf
+    free[:] = -np.inf
+    for rank in range(ranks):
+        start[rank] += wires.sends[which, DELAY]
+    for i in range(1, ranks):  # mostly the order of the time before
+        rank, to = order[i], i
+        while to > 0 and _later(start, order[to - 1], rank):
+            order[to] = order[to - 1]
+            to -= 1
+        order[to] = rank
+    for i in range(ranks):
+        a = order[i]
+        begun = start[a]
+        for b in range(ranks):
+            there = begun + alone_s[a, b]
+            got[b] = there if there > got[b] else got[b]
+        for lane in range(ins):
+            for b in range(ranks):
+                there, last = begun + reach_s[a, b], free[lane * ranks + b]
+                free[lane * ranks + b] = (there if there > last else last) + into_s[lane, a, b]
+    for lane in range(ins):
+        for b in range(ranks):
+            last = free[lane * ranks + b]
+            got[b] = last if last > got[b] else got[b]
+    if len(wires.shared):
+        _exchange_shared(wires, work, at, which)
+
+
+@inlined
+def _exchange_shared(wires: Wires, work: Work, at: int, which: int) -> None:
+    """What links do to it that several ranks use to reach several."""
+    start, got, free, size = (
+        work.ready_s[FROM],
+        work.ready_s[GOT],
+        work.free_s,
+        work.sent[at, which],
+    )
+    ranks = work.order.shape[2]
+    free[:] = -np.inf
+    for i in range(ranks):
+        a = work.order[at, which, i]
+        for b in range(ranks):
+            if size[a, b] > 0.0:
+                there, pair = start[a] + wires.latency_s[a, b], a * ranks + b
+                for h in range(wires.shared_ptr[pair], wires.shared_ptr[pair + 1]):
+                    link = wires.shared[h]
+                    free[link] = max(free[link], there) + size[a, b] * wires.shared_s[which, h]
+    for a in range(ranks):
+        for b in range(ranks):
+            if size[a, b] > 0.0:
+                pair = a * ranks + b
+                for h in range(wires.shared_ptr[pair], wires.shared_ptr[pair + 1]):
+                    got[b] = max(got[b], free[wires.shared[h]])
 
 
 # Two micro-batches share the streams, so their operations are queued one by one, in the order of

@@ -233,7 +233,7 @@ def parts_of(group: Group) -> dict[str, float]:
     kind = np.where(evaluation < 0, DENSE, SPARSE)
     variant = 2 * kind + group.of.costs.windowed
     at = evaluation[evaluation >= 0]
-    sends = work.sends_s[:, at]
+    sends = _collectives_s(group)[:, at]
     delays = (sends >= 0.0) * group.wires.sends[:, DELAY]
     sent = (np.maximum(sends, 0.0) + delays).sum(axis=(0, 1))
     return {
@@ -244,6 +244,23 @@ def parts_of(group: Group) -> dict[str, float]:
         "dispatch": float(sent[0]),
         "combine": float(sent[1]),
     }
+
+
+def _collectives_s(group: Group) -> NDArray[np.float64]:
+    """How long dispatch and combine take when all ranks begin at once and the links are free,
+    float64 [halves, evaluations, 2]; below 0 where nothing is sent.
+    """
+    work, wires = group.work, group.wires
+    if group.of.halves == 2:
+        return work.sends_s
+    first = work.reach_s.max(axis=(2, 3))
+    busy_s = work.into_s.sum(axis=3).max(axis=(2, 3), initial=0.0)
+    if len(wires.shared):
+        pair = np.repeat(np.arange(len(wires.shared_ptr) - 1), np.diff(wires.shared_ptr))
+        crossing_s = work.sent.reshape(*work.sent.shape[:2], -1)[..., pair] * wires.shared_s
+        links = np.eye(int(wires.shared.max()) + 1)[wires.shared]
+        busy_s = np.maximum(busy_s, (crossing_s @ links).max(axis=-1))
+    return np.asarray(np.maximum(work.alone_s.max(axis=(2, 3)), first + busy_s))[None]
 
 
 def _slowest_s(group: Group) -> float:

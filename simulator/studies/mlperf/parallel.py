@@ -82,8 +82,10 @@ def _case(study: Mlperf, link: Link, plan: str, phase: str) -> Case:
 
 
 def _bytes_per_gpu(case: Case) -> float:
-    from simulator.model.plan import gpu_bytes, plan_of
+    from simulator.model.plan import plan_of
+    from simulator.model.plan_memory import gpu_bytes
     from simulator.spec.load import load_inputs
 
-    workload = load_inputs(case.topology, case.workload, case.overrides).workload
-    return max(sum(parts.values()) for parts in gpu_bytes(plan_of(workload, GPUS), workload))
+    inputs = load_inputs(case.topology, case.workload, case.overrides)
+    plan = plan_of(inputs.workload, GPUS, inputs.topology.gpu)
+    return max(sum(parts.values()) for parts in gpu_bytes(plan, inputs.workload))

@@ -258,12 +258,13 @@ def memory_of(inputs: Inputs) -> Memory:
     """What the fullest GPU of a run needs and has."""
     from simulator.engine.layout import gpu_memory, layout_of
     from simulator.model.footprint import RESERVED
-    from simulator.model.plan import gpu_bytes, needs_plan, plan_of
+    from simulator.model.plan import needs_plan, plan_of
+    from simulator.model.plan_memory import gpu_bytes
     from simulator.spec.load import gpu_count
 
     gpus = gpu_count(inputs.topology)
     if needs_plan(inputs.workload):
-        each = gpu_bytes(plan_of(inputs.workload, gpus), inputs.workload)
+        each = gpu_bytes(plan_of(inputs.workload, gpus, inputs.topology.gpu), inputs.workload)
     else:
         layout = layout_of(inputs.workload, gpus, inputs.topology.name)
         each = [gpu_memory(inputs.workload, layout, gpu) for gpu in range(gpus)]

@@ -132,7 +132,7 @@ def _moe_choices() -> list[_Choice]:
                          skewed),
         ]  # fmt: skip
     vllm = "vllm_gptossmxfp4moe_triton_oaitritonmxfp4expertsmonolithic"
-    for name, source, parameters in (("vllm", vllm, 4), ("trtllm", "moe_torch_flow", 3)):
+    for name, source, parameters in (("vllm", vllm, 4), ("trtllm", "moe_torch_flow", 4)):
         keep = _of("h100_sxm", source, "mxfp4")
         key, table = f"moe-h100-mxfp4-{name}", f"moe_h100_mxfp4_{name}"
         title = f"fused MoE mxfp4, H100, {name}, gpt-oss"

@@ -31,7 +31,7 @@ DTYPES = {
 
 # What takes this much longer than a row with more work on the GPU was not run at its best.
 SLOWER = 1.3
-DRAWS = 8  # of skewed loads per row; the tables give the mean over five of their own
+DRAWS = 32  # of skewed loads per row; the tables give the mean over five of their own
 
 
 class KernelRow(NamedTuple):

@@ -3,7 +3,8 @@
 The simulator itself says what a row's operation costs on raw wires: per kind of path the latency
 and the seconds of its busiest link. What is left is linear but for the ramp,
 
-    launch + per_peer (n - 1) + network_latency + max over kinds (latency + wire (1 + ramp) / eff)
+    launch + per_peer (n - 1) + network_latency
+    + max over kinds (latency + wire (1 + ramp) (1 + own_piece / pieces) / eff)
 
 and fitted by least squares of the logarithm of simulated over measured, with a loss that grows
 only linearly far out (soft_l1): a wrong row is not to bend the others. Parameters are not negative,
@@ -19,7 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.engine.collectives import COLLECTIVES, UNIFORM
+from simulator.engine.collectives import UNIFORM
+from simulator.engine.costs import at_once, pieces
+from simulator.engine.homes import slowest_s
 from simulator.engine.transport import algorithms, time_of
 from simulator.errors import InputError
 from simulator.spec.transport import Cost, KindEfficiency, Scale, Transport
@@ -29,7 +32,15 @@ from simulator.studies.validation.simulated import TopologyOf, cluster, laid, sc
 Floats = NDArray[np.float64]
 
 SPREAD = 0.03  # relative error beyond which a row counts less than by its square
-START = {"launch": 6e-6, "per_peer": 0.3e-6, "network_latency": 3e-6, "inverse": 1.4, "root": 150.0}
+START = {
+    "launch": 6e-6,
+    "per_peer": 0.3e-6,
+    "network_latency": 3e-6,
+    "inverse": 1.4,
+    "relay": 5e-12,
+    "root": 2000.0,
+    "own": 0.3,
+}
 DIGITS = 4  # of a parameter as it is written
 
 # Kinds of path that no row takes keep what large transfers are known to reach.
@@ -43,22 +54,30 @@ UNFITTED_SOURCES = {
 
 
 class Wire(NamedTuple):
-    """What the messages of one kind of path need: seconds = latency_s + wire_s / efficiency."""
+    """What the messages of one kind of path need: seconds = latency_s + wire_s / efficiency.
+
+    at_once_bytes: of a rank's messages that are on their way at once, which the ramp goes by;
+    bandwidth_bytes_per_s: of the slowest link.
+    """
 
     kind: str
     latency_s: float
     wire_s: float
-    message_bytes: float
+    at_once_bytes: float
+    bandwidth_bytes_per_s: float
 
 
 class Row(NamedTuple):
-    """A measurement as the fit sees it. `crossing`: messages of it cross the network."""
+    """A measurement as the fit sees it. pieces: as `costs.pieces`; crossing: messages of it cross
+    the network.
+    """
 
     measured: Measurement
     topology: str
     gpu: str
     algorithm: str
     wires: tuple[Wire, ...]
+    pieces: int
     crossing: bool
 
 
@@ -118,26 +137,28 @@ def prepare(
         topology = topology_of(measured)
         where = cluster(topology, measured.ranks)
         found = algorithms(where, template, measured.operation)
-        algorithm = "nvls" if "nvls" in found else found[0]
+        # In the switch two ranks would send half as much again as in a ring.
+        algorithm = "nvls" if "nvls" in found and measured.ranks > 2 else found[0]
         key = (*measured._replace(where="", time_s=0.0, size_bytes=0.0), topology)
         if key not in known:
             known[key] = _wires(measured, topology, template, algorithm)
         wires = tuple(_sized(wire, scale_of(measured)) for wire in known[key])
         crossing = any(wire.kind == "network" for wire in wires)
-        rows.append(Row(measured, topology, where.gpu.name, algorithm, wires, crossing))
+        sent = pieces(measured.operation, algorithm, measured.ranks)
+        rows.append(Row(measured, topology, where.gpu.name, algorithm, wires, sent, crossing))
     return rows
 
 
 def _sized(wire: Wire, scale: float) -> Wire:
-    return wire._replace(wire_s=wire.wire_s * scale, message_bytes=wire.message_bytes * scale)
+    return wire._replace(wire_s=wire.wire_s * scale, at_once_bytes=wire.at_once_bytes * scale)
 
 
 def _template(like: Transport) -> Transport:
     """`like` without costs of its own, and with all algorithms that are fitted."""
     tokens = ["two-tier" if like.deduplicate == "node" else "direct"]
-    listed = {op: [name for name in table if name != "tree"] for op, table in COLLECTIVES.items()}
-    listed |= {"alltoall": ["direct", "pair"], "allgather": ["ring", "pair"]}
-    listed |= {"reducescatter": ["ring", "pair"], "dispatch": tokens, "combine": tokens}
+    listed = {"alltoall": ["direct"], "sendrecv": ["direct"], "allreduce": ["ring", "nvls"]}
+    listed |= {"allgather": ["ring"], "reducescatter": ["ring"]}
+    listed |= {"dispatch": tokens, "combine": tokens}
     # Three different shares tell the kinds of path apart.
     cost = Cost.model_validate({"launch": "0 s", "efficiency": dict(_TELLING)})
     costs = {op: dict.fromkeys(names, cost) for op, names in listed.items()}
@@ -165,15 +186,16 @@ def _wires(
                 for phase, some in zip(operation.phases, mine, strict=True)
             )
         )
-        wire_s = time_of(alone, _LARGE).seconds / _LARGE
-        # A ring's flow is many messages; the ramp goes by one of them.
-        sizes = [phase.message_bytes[some] for phase, some in zip(alone.phases, mine, strict=True)]
+        chosen = list(zip(alone.phases, mine, strict=True))
+        sizes = np.concatenate([phase.message_bytes[some] for phase, some in chosen])
+        slowest = np.concatenate([slowest_s(phase.routes)[some] for phase, some in chosen])
         found.append(
             Wire(
                 kind,
                 max(time_of(alone, 1e-9).seconds, 0.0),
-                wire_s,
-                float(np.median(np.concatenate(sizes))),
+                time_of(alone, _LARGE).seconds / _LARGE,
+                float(np.median(sizes)) * at_once(measured.operation, algorithm, measured.ranks),
+                float(1.0 / slowest.max()),
             )
         )
     return tuple(found)
@@ -182,25 +204,31 @@ def _wires(
 def unknowns(rows: Sequence[Row]) -> list[Key]:
     """The parameters that these rows can tell, in a fixed order.
 
-    Shared, so as to need few: all ring operations have one efficiency per kind of path; all
-    algorithms of more than two ranks have one ramp, and `pair` has its own. A ring has no per_peer:
-    it pays the latency of the path once per step.
+    Shared, so as to need few: all algorithms of an operation have one launch; all ring operations
+    have one efficiency per kind of path, and one own_piece; all algorithms have one ramp. A ring
+    has no per_peer: it pays the latency of the path once per step. Two tiers at once are taken to
+    wait for what the GPUs relay, not for the network, whose efficiency is then not fitted.
     """
     found: dict[Key, None] = {}
     for row in rows:
-        op, owner = row.measured.operation, _owner(row, rows)
-        together = [other for other in rows if _launch(other, rows) == _launch(row, rows)]
-        found["launch", op, owner] = None
+        op = row.measured.operation
+        together = [other for other in rows if other.measured.operation == op]
+        found["launch", op] = None
         counts = {other.measured.ranks for other in together if not other.crossing}
-        if len(counts) > 1 and owner != "ring":
-            found["per_peer", op, owner] = None
+        if len(counts) > 1 and row.algorithm != "ring":
+            found["per_peer", op, row.algorithm] = None
         if len({other.crossing for other in together}) > 1:
-            found["network_latency", op, owner] = None
+            found["network_latency", op] = None
+        if _relaying(row):
+            found["relay", op] = None
         for wire in row.wires:
-            found[_inverse(row, wire.kind)] = None
-        sizes = {o.measured.size_bytes for o in rows if _root(o) == _root(row)}
-        if op in UNIFORM and len(sizes) > 2:
-            found[_root(row)] = None
+            if not (_relaying(row) and wire.kind == "network"):
+                found[_inverse(row, wire.kind)] = None
+        alike = {other.pieces for other in rows if _own(other) == _own(row)}
+        if op in _KEEPING and row.algorithm in ("ring", "direct") and len(alike) > 1:
+            found[_own(row)] = None
+        if op in UNIFORM and len({other.measured.size_bytes for other in rows}) > 2:
+            found[_ROOT] = None
     for gpu in dict.fromkeys(row.gpu for row in rows if row.gpu != rows[0].gpu):
         found["latency scale", gpu] = found["efficiency scale", gpu] = None
     return list(found)
@@ -212,51 +240,42 @@ def _inverse(row: Row, kind: str) -> Key:
     return "inverse", "" if ring else row.measured.operation, row.algorithm, kind
 
 
-def _root(row: Row) -> Key:
-    """The parameter sqrt(half_size) of a row."""
-    return "root", "pair" if row.algorithm == "pair" else "many"
+_ROOT: Key = ("root",)  # the parameter sqrt(half_size)
+_KEEPING = tuple(op for op in UNIFORM if op != "sendrecv")  # a rank keeps a piece of its own
 
 
-def _launch(row: Row, rows: Sequence[Row]) -> Key:
-    return row.measured.operation, _owner(row, rows)
+def _own(row: Row) -> Key:
+    """The parameter own_piece of a row."""
+    return "own", row.algorithm
 
 
-def _owner(row: Row, rows: Sequence[Row]) -> str:
-    """The algorithm whose launch and per_peer a row takes.
-
-    Two ranks (`pair`) take those of the first algorithm that more ranks use: from one rank count
-    alone, launch and per_peer cannot be told apart.
-    """
-    if row.algorithm != "pair":
-        return row.algorithm
-    others = (
-        other.algorithm
-        for other in rows
-        if other.measured.operation == row.measured.operation and other.algorithm != "pair"
-    )
-    return next(others, "pair")
+def _relaying(row: Row) -> bool:
+    """Whether GPUs hand on what came over the network, while it comes."""
+    return row.algorithm == "two-tier" and {"nvlink", "network"} <= {w.kind for w in row.wires}
 
 
-def _predicted(rows: Sequence[Row], value: dict[Key, float], owners: Sequence[str]) -> Floats:
+def _predicted(rows: Sequence[Row], value: dict[Key, float]) -> Floats:
     """Seconds of each row by the formula of the module docstring, float64 [rows]."""
     out = np.empty(len(rows))
-    for index, (row, owner) in enumerate(zip(rows, owners, strict=True)):
+    for index, row in enumerate(rows):
         op, ranks = row.measured.operation, row.measured.ranks
-        fixed = value["launch", op, owner] + value.get(("per_peer", op, owner), 0.0) * (ranks - 1)
+        fixed = value["launch", op] + value.get(("per_peer", op, row.algorithm), 0.0) * (ranks - 1)
         if row.crossing:
-            fixed += value.get(("network_latency", op, owner), 0.0)
-        root = value.get(_root(row), 0.0)
-        share = value.get(("efficiency scale", row.gpu), 1.0)
-        network = max(
-            wire.latency_s
-            + wire.wire_s
-            * (1.0 + root / math.sqrt(wire.message_bytes))
-            * value[_inverse(row, wire.kind)]
-            / share
-            for wire in row.wires
-        )
+            fixed += value.get(("network_latency", op), 0.0)
+        network = max(wire.latency_s + _busy_s(row, wire, value) for wire in row.wires)
         out[index] = fixed * value.get(("latency scale", row.gpu), 1.0) + network
     return out
+
+
+def _busy_s(row: Row, wire: Wire, value: dict[Key, float]) -> float:
+    """Seconds that the busiest link of a kind of path is busy."""
+    share = value.get(("efficiency scale", row.gpu), 1.0)
+    inverse = value.get(_inverse(row, wire.kind), 1.0 / UNFITTED[wire.kind]) / share
+    if wire.kind == "nvlink" and _relaying(row):
+        relay = value.get(("relay", row.measured.operation), 0.0)
+        inverse = max(inverse, relay * wire.bandwidth_bytes_per_s)
+    ramp = value.get(_ROOT, 0.0) / math.sqrt(wire.at_once_bytes)
+    return wire.wire_s * (1.0 + ramp) * (1.0 + value.get(_own(row), 0.0) / row.pieces) * inverse
 
 
 def _solve(
@@ -265,14 +284,13 @@ def _solve(
     from scipy.optimize import least_squares
 
     measured = np.array([row.measured.time_s for row in rows])
-    owners = [_owner(row, rows) for row in rows]
     start = np.array([START.get(key[0], 1.0) for key in unknown])
     low = np.array([1.0 if key[0] == "inverse" else 0.0 for key in unknown]) / start
     low[[key[0].endswith("scale") for key in unknown]] = 0.1
 
     def residuals(x: Floats) -> Floats:
         value = {**known, **dict(zip(unknown, (x * start).tolist(), strict=True))}
-        residual: Floats = np.log(_predicted(rows, value, owners) / measured)
+        residual: Floats = np.log(_predicted(rows, value) / measured)
         return residual
 
     found = least_squares(
@@ -290,8 +308,10 @@ def _solve(
 def _transport(rows: Sequence[Row], value: dict[Key, float], like: Transport) -> Transport:
     costs: dict[str, dict[str, Cost]] = {}
     for row in rows:
-        op, owner = row.measured.operation, _owner(row, rows)
-        if row.algorithm in costs.setdefault(op, {}):
+        op, algorithm = row.measured.operation, row.algorithm
+        relay = value.get(("relay", op)) if _relaying(row) else None
+        had = costs.setdefault(op, {}).get(algorithm)
+        if had is not None and (relay is None or had.relay_rate_bytes_per_s is not None):
             continue
         share = {
             kind: rounded(1.0 / value[_inverse(row, kind)])
@@ -299,18 +319,15 @@ def _transport(rows: Sequence[Row], value: dict[Key, float], like: Transport) ->
             else unfitted
             for kind, unfitted in UNFITTED.items()
         }
-        costs[op][row.algorithm] = Cost.model_construct(
-            launch_s=rounded(value["launch", op, owner]),
-            per_peer_s=rounded(value.get(("per_peer", op, owner), 0.0)),
-            network_latency_s=rounded(value.get(("network_latency", op, owner), 0.0)),
-            half_size_bytes=rounded(value.get(_root(row), 0.0) ** 2),
+        costs[op][algorithm] = Cost.model_construct(
+            launch_s=rounded(value["launch", op]),
+            per_peer_s=rounded(value.get(("per_peer", op, algorithm), 0.0)),
+            network_latency_s=rounded(value.get(("network_latency", op), 0.0)),
+            half_size_bytes=rounded(value.get(_ROOT, 0.0) ** 2),
+            own_piece=rounded(value.get(_own(row), 0.0)),
+            relay_rate_bytes_per_s=None if relay is None else rounded(1.0 / relay),
             efficiency=KindEfficiency(**share),
         )
-    # What is used most first: `pair` is for two ranks only.
-    costs = {
-        op: {name: listed[name] for name in sorted(listed, key=lambda name: name == "pair")}
-        for op, listed in costs.items()
-    }
     scales = {
         key[1]: Scale(
             latency=rounded(value[key]), efficiency=rounded(value["efficiency scale", key[1]])

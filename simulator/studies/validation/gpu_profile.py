@@ -80,7 +80,7 @@ def fit_profile(table: GpuTable, like: Gpu, pcie_bytes_per_s: float | None = Non
             sources[f"{family} rows"] = _too_few(rows, len(parameters))
         elif rows:
             gpu, found = _family(family, rows, gpu)
-            written = ("launches", "quantise", "fill") if family == "fp8" else ("fill",)
+            written = ("launches", "quantise", "fill") if family == "fp8" else ("depth", "fill")
             kernels[family] = _figures(gpu, family, tuple(dict.fromkeys((*parameters, *written))))
             told.append(f"{family}: {_told(_KERNELS[family], found)}")
     if told:
@@ -166,7 +166,8 @@ def _family(family: str, rows: Sequence[GpuRow], gpu: Gpu) -> tuple[Gpu, Fit]:
     """The GPU with a fitted family, and the fit."""
     kernels = [_kernel(row) for row in rows]
     if family == "moe_bf16":
-        gpu = _with(gpu, family, {"fill": gpu.kernels["bf16"].fill})
+        like = gpu.kernels["bf16"]
+        gpu = _with(gpu, family, {"depth": like.depth, "fill": like.fill})
         found = fit_moe(kernels, gpu, ("compute", "memory"))
     else:
         start = {"compute": 0.95, "memory": 1.0, "depth": 0.3, "fill": 100.0}

@@ -49,26 +49,31 @@ transport's parameters, and how they are fitted; [models](models.md) tells the s
 _HOW = """## How the rows are simulated
 
 - NCCL: out-of-place nccl-tests times of one node, on `dgx-h100`, `dgx-a100` and `gb200-nvl72`, by
-  the fastest algorithm that the transport lists and the wiring allows (`auto`). Two ranks are a
-  regime of their own (`pair`). One fit takes the rows of H100 x 2, H100 x 8 and A100 x 8: the A100
-  has two factors of its own, on latency and on efficiency. All-reduce by a ring, which eight H100
-  do not use (they reduce in the switch), is known from the A100 alone.
+  the fastest algorithm that the transport lists and the wiring allows (`auto`). One fit takes the
+  rows of H100 x 2, H100 x 8 and A100 x 8: the A100 has two factors of its own, on latency and on
+  efficiency. Eight H100 reduce in the switch, two of them and the A100 in a ring.
 - DeepEP: uniform routing, top-8 of 256 experts, hidden 7168. Times are means over ranks, so the
   expected traffic is sent, not that of one draw. Low latency: one message per (token, expert), a
   choice of an expert on the own GPU stays there. Hopper rows run on `dgx-h100` and
   `h100x16-rail`, published ones on `h800x16-rail` to `h800x256-rail`, the columns with and without
-  NVLink on the same graph with `deepep-ll` and `deepep-ll-rdma`. EP8 is the first node of two.
+  NVLink on the same graph with `deepep-ll` and `deepep-ll-rdma`. EP8 is the first node of two. In
+  the column with NVLink the times and bandwidths of EP128 and EP256 are those of the column from
+  before, digit for digit: they were not measured again. They count once, without NVLink, and stand
+  *apart* here; *with the repeated rows* is the whole column, as published.
 - DeepEP normal: one message per (token, node) and then per (token, GPU). The published figures are
   logical bandwidths; a token counts once per node, its own included (once per GPU on one node), so
   time = tokens x that count x hidden x (1.03125 for dispatch, 2 for combine) / bandwidth. The count
-  is that of uniform scores under DeepSeek's limit of four nodes per token.
+  is that of uniform scores under DeepSeek's limit of four nodes per token. The published ones are
+  the best of a sweep over chunk sizes (DeepEP's tests/test_internode.py), 24 SMs as in the fitted
+  rows, and hold the launch and the notify kernel, which the fitted ones do not.
 - GEMM: H100 and A100 times include launch (in a CUDA graph) and, in FP8, quantising the input;
   DeepGEMM's do not, and the H800 has the H100's figures at its own datasheet peaks.
 - Fused MoE: one EP rank's experts with their real rows. In balanced rows the choices of a token lie
-  evenly apart; in power-law rows the loads are drawn as the collector draws them, eight times, and
-  the most loaded rank is timed. Kernel sources are in no set together. Rows *slower than more work*
-  took 1.3 times as long as a row of the same table with no more ranks, and so with more experts or
-  wider ones on the GPU: no model of the work can give both, and the sets are told with and without.
+  evenly apart; in power-law rows the loads are drawn as the collector draws them, 32 times, and the
+  most loaded rank is timed. The tile is that of the mean load over all ranks, whatever the rank's.
+  Kernel sources are in no set together. Rows *slower than more work* took 1.3 times as long as a
+  row of the same table with no more ranks, and so with more experts or wider ones on the GPU: no
+  model of the work can give both, and the sets are told with and without.
   Left out: vLLM's fused MoE of the A100, whose ids in rows with EP go beyond the rank's experts (as
   we read its collector), and of the H100 in BF16 and FP8, which has slices of 24 and 48 columns.
 """
@@ -100,6 +105,7 @@ def render(verdicts: Sequence[Verdict]) -> str:
 _PUBLISHED = (
     "deepep-ll-apart",
     "deepep-ll-blind",
+    "deepep-ll-repeated",
     "deepep-ll-rdma-blind",
     "deepep-normal-apart",
     "deepep-normal-blind",

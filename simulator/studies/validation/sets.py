@@ -20,6 +20,7 @@ from simulator.studies.validation.simulated import TopologyOf, topology_by_syste
 LEAST_BYTES = 65536.0  # of the NCCL rows that are fitted; smaller ones are told apart
 LEAST_TOKENS, MOST_TOKENS = 64, 16384  # per rank, of the normal-kernel rows that are fitted
 NORMAL_SMS = 24  # as the published rows
+LEAST_REPEATED = 128  # ranks from which the published column with NVLink has that without
 
 DATA = Path(__file__).with_name("data")
 LIMITS = Path(__file__).with_name("limits.yaml")
@@ -131,11 +132,19 @@ _CHOICES = (
     ),
     _Choice(
         "deepep-ll-blind",
-        "DeepEP low latency, H800, EP16 to EP256, NVLink and RDMA",
+        "DeepEP low latency, H800, EP16 to EP64, NVLink and RDMA",
         "blind",
         "deepep-ll",
         "low-latency published",
-        lambda row: row.ranks > 8,
+        lambda row: 8 < row.ranks < LEAST_REPEATED,
+    ),
+    _Choice(
+        "deepep-ll-repeated",
+        "DeepEP low latency, H800, EP128 and EP256, as the column with NVLink repeats them",
+        "apart",
+        "deepep-ll",
+        "low-latency published",
+        lambda row: row.ranks >= LEAST_REPEATED,
     ),
     _Choice(
         "deepep-ll-rdma-blind",

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from simulator.spec.transport import Cost, Transport
-from simulator.studies.validation.fit import UNFITTED_SOURCES, Fitted, Row, error_of
+from simulator.studies.validation.fit import UNFITTED_SOURCES, Fitted, Row, error_of, unknowns
 from simulator.studies.validation.simulated import simulated_s
 
 ERROR = "exp(mean |ln(simulated / measured)|) - 1"
@@ -54,6 +54,10 @@ def _cost_lines(cost: Cost) -> list[str]:
         lines.append(f"network_latency: {_microseconds(cost.network_latency_s)}")
     if cost.half_size_bytes:
         lines.append(f"half_size: {_number(cost.half_size_bytes / 1e3)} kB")
+    if cost.own_piece:
+        lines.append(f"own_piece: {_number(cost.own_piece)}")
+    if cost.relay_rate_bytes_per_s is not None:
+        lines.append(f"relay_rate: {_number(cost.relay_rate_bytes_per_s / 1e9)} GB/s")
     share = cost.efficiency
     shares = f"nvlink: {share.nvlink:g}, pcie: {share.pcie:g}, network: {share.network:g}"
     return [*lines, f"efficiency: {{{shares}}}"]
@@ -94,7 +98,7 @@ def fit_sources(fitted: Fitted, rows: Sequence[Row], tables: Sequence[str]) -> t
             where = sorted({(row.topology, row.measured.ranks) for row in mine})
             used = ", ".join(f"{ranks} ranks of {topology}" for topology, ranks in where)
             found.append(f"costs.{operation}: {len(mine)} rows, {used}; error {error:.1%}")
-    kinds = {wire.kind for row in rows for wire in row.wires}
+    kinds = {key[-1] for key in unknowns(rows) if key[0] == "inverse"}
     return (
         *found,
         *tables,
