@@ -42,7 +42,8 @@ def run(options: Namespace) -> None:
     from simulator.results.chrome import MOST_SPANS, export
     from simulator.runfiles.rundir import RunDir, open_run
     from simulator.runfiles.spans import STEP_SCHEMA
-    from simulator.runfiles.tables import iter_spans, read_table
+    from simulator.runfiles.tables import read_table
+    from simulator.runfiles.values import gpus_of
 
     path = Path(options.run)
     files = RunDir(path)
@@ -51,7 +52,7 @@ def run(options: Namespace) -> None:
     most = MOST_SPANS if options.max_spans is None else options.max_spans
     if not path.is_dir():
         raise InputError(f"{path}: is no directory of a run; give one kept with --out")
-    if files.requests.exists():
+    if files.requests.exists() or "serving_context" in files.read_result():
         raise InputError(f"{path}: a serving run keeps no spans, so there is nothing to export")
     table = read_table(files.steps, STEP_SCHEMA)
     if asked is None:
@@ -64,12 +65,12 @@ def run(options: Namespace) -> None:
         if not len(steps) or steps[0] != asked.start or steps[-1] != asked.stop - 1:
             span = f"{have[0]} to {have[-1]}" if len(have) else "none"
             raise InputError(f"--steps {options.steps}: the run has steps {span}")
+    gpus = gpus_of(path)
     if ranks is None:
-        highest = (int(block["gpu"].max(initial=0)) for block in iter_spans(files.spans, ["gpu"]))
-        ranks = range(1 + max(highest, default=0))
+        ranks = range(_gpus_in(files.spans, gpus))
     try:
         with open_run(Path(options.output)) as new:
-            found = export(path, new.path, ranks, steps, most)
+            found = export(path, new.path, ranks, steps, most, gpus)
     except OSError as error:
         raise InputError(f"{options.output}: cannot be written: {error.strerror}") from error
     say(
@@ -81,6 +82,20 @@ def run(options: Namespace) -> None:
             "(--max-spans)"
         )
     print(options.output)
+
+
+def _gpus_in(path: Path, gpus: int | None) -> int:
+    """How many GPUs the spans at `path` name; gpus: how many there can be, if that is known."""
+    from simulator.runfiles.tables import iter_spans
+    from simulator.runfiles.values import Limits
+
+    highest = count = 0
+    for block in iter_spans(path, ["gpu"], limits=Limits(gpus)):
+        highest, count = max(highest, int(block["gpu"].max(initial=0))), count + len(block["gpu"])
+    # Each GPU of a run has a span.
+    if gpus is None and highest >= max(count, 1):
+        raise InputError(f"{path}: GPU {highest} in a run of {count:,} spans; is it damaged?")
+    return highest + 1
 
 
 def _range(flag: str, text: str) -> range:

@@ -50,6 +50,7 @@ from simulator.runfiles.tables import (
     parts_of_steps,
     read_table,
 )
+from simulator.runfiles.values import Limits
 
 T = TypeVar("T")
 
@@ -98,8 +99,10 @@ def analyze(run_dir: Path, context: Context) -> dict[str, object]:
     Needs the five tables, not `result.json`. What each key means stands in the functions below and
     in `simulator.results.timeline`. overlap_achieved: of the time of all comm spans, the share in
     which the same GPU was computing. mfu: FLOPs of compute spans over what the GPUs could have
-    done in the time. Errors: InputError naming the file if one is missing, damaged or
-    contradicts another; InputError if no step was measured.
+    done in the time. steps_without_spans: measured steps that count as idle because they have no
+    compute, comm or send span; only there if there are any. Errors: InputError naming the file if
+    one is missing, damaged or contradicts another, or holds a value that no run writes; InputError
+    if no step was measured.
     """
     files = RunDir(run_dir)
     steps = measured_steps(files.steps)
@@ -123,6 +126,7 @@ def analyze(run_dir: Path, context: Context) -> dict[str, object]:
         "load_imbalance": _load_imbalance(loads, context),
         "gpu_load": _gpu_load(loads, context),
         "mfu": totals.flops / (context.peak_flops_per_s * context.gpus * time_s),
+        **({} if seen.all() else {"steps_without_spans": int(np.count_nonzero(~seen))}),
         **_energy_and_cost(totals, links, steps, time_s, context),
     }
 
@@ -185,6 +189,7 @@ def _read(
 
     gpus, rates = context.gpus, context.energy
     total, times = Tally(gpus, rates), timeline.BlockTimes.none(gpus)
+    limits = Limits(gpus, steps.last)
     seen = np.zeros(len(steps.step), dtype=bool)
     rooms: SimpleQueue[Tables] = SimpleQueue()
     for _ in range(_THREADS):
@@ -210,7 +215,7 @@ def _read(
         work = _InOrder(pool)
 
         def counted() -> Iterator[Columns]:
-            for block in iter_spans(path, _COLUMNS):
+            for block in iter_spans(path, _COLUMNS, limits=limits):
                 work.give(total.add, tally, block, steps, gpus, rates, path)
                 yield {name: block[name] for name in timeline.COLUMNS}
 

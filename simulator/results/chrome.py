@@ -8,8 +8,9 @@ end: the file has them in the order in which their use became known.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from simulator.errors import InputError
 from simulator.results import kineto_events as events
@@ -33,8 +35,10 @@ from simulator.runfiles.spans import (
     COPY,
     SPAN_SCHEMA,
     STEP_SCHEMA,
+    STREAMS,
 )
 from simulator.runfiles.tables import Columns, iter_spans, iter_table, read_table, whole_steps
+from simulator.runfiles.values import Limits
 
 MOST_SPANS = 4_000_000
 """Of one export: each makes two events, and viewers keep all of a file in memory."""
@@ -44,9 +48,16 @@ RANKS_AT_ONCE = 128
 
 _PACKERS = 2
 
+_TEXT_ROWS = 8192
+"""Rows that are made text at a time: 5 MB."""
+
+_AHEAD = 2
+"""Texts that are being packed while the next is made."""
+
 INTERVALS = 500
 """Of the counters of bytes, over the window."""
 
+_COLUMNS = [name for name in SPAN_SCHEMA.names if name != "ready_s"]
 _COPY_COLUMNS = (
     "gpu", "kind", "start_s", "end_s", "layer", "microbatch", "expert", "bytes", "used",
 )  # fmt: skip
@@ -68,13 +79,14 @@ class Exported:
 
 @dataclass(frozen=True)
 class _Window:
-    """Steps [steps] in order of time, and the instant that the trace calls 0."""
+    """Steps [steps] in order of time, the instant that the trace calls 0, and what the run had."""
 
     steps: Ints
     marks: list[Mark]
     origin_s: float
     end_s: float
     spans: int
+    limits: Limits
 
     def us(self, t_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Instants [n] in microseconds of the trace."""
@@ -117,21 +129,21 @@ def export(
 
     gpus: how many the run had, None: as many as the spans name.
 
-    Errors: InputError if a table is missing or damaged, lacks a step, or names a GPU beyond
-    `gpus`; if the first step alone is beyond `most_spans`.
+    Errors: InputError if a table is missing or damaged, lacks a step, holds a value that no run
+    writes, or names a GPU beyond `gpus`; if the first step alone is beyond `most_spans`.
     """
     files = RunDir(run_dir)
-    window = _window(files, np.unique(steps).astype(np.int64), most_spans)
+    window = _window(files, np.unique(steps).astype(np.int64), most_spans, gpus)
     paths: list[Path] = []
     for first in range(ranks.start, ranks.stop, RANKS_AT_ONCE):
         some = range(first, min(first + RANKS_AT_ONCE, ranks.stop))
-        paths += _export_some(files, out, some, gpus, window)
+        paths += _export_some(files, out, some, window)
     last, asked = int(window.steps[-1]), int(np.max(steps))
     cut = asked if last < asked else None
     return Exported(paths, int(window.steps[0]), last, window.spans, cut)
 
 
-def _window(files: RunDir, wanted: Ints, most_spans: int) -> _Window:
+def _window(files: RunDir, wanted: Ints, most_spans: int, gpus: int | None) -> _Window:
     """The steps of `wanted` [steps] that hold at most `most_spans` spans together."""
     table = read_table(files.steps, STEP_SCHEMA)
     absent = np.setdiff1d(wanted, table["step"])
@@ -140,7 +152,8 @@ def _window(files: RunDir, wanted: Ints, most_spans: int) -> _Window:
         raise InputError(f"{files.steps}: has no step {absent[0]}, only {low} to {high}")
     counts = np.zeros(len(wanted), dtype=np.int64)
     first_s = np.inf
-    for block in iter_spans(files.spans, ["step", "start_s"]):
+    limits = Limits(gpus, int(table["step"].max()))
+    for block in iter_spans(files.spans, ["step", "start_s"], limits=limits):
         index = np.minimum(np.searchsorted(wanted, block["step"]), len(wanted) - 1)
         found = wanted[index] == block["step"]
         counts += np.bincount(index[found], minlength=len(wanted))
@@ -165,12 +178,10 @@ def _window(files: RunDir, wanted: Ints, most_spans: int) -> _Window:
     )
     marks = list(zip(table["step"][rows].tolist(), begin, end, strict=True))
     total = int(counts[:taken].sum())
-    return _Window(wanted[:taken], marks, origin_s, end_s, total)
+    return _Window(wanted[:taken], marks, origin_s, end_s, total, limits)
 
 
-def _export_some(
-    files: RunDir, out: Path, ranks: range, gpus: int | None, window: _Window
-) -> list[Path]:
+def _export_some(files: RunDir, out: Path, ranks: range, window: _Window) -> list[Path]:
     """One pass over the spans; the paths of `ranks`."""
     paths = [out / f"trace_rank{rank}.json.gz" for rank in ranks]
     with ExitStack() as stack:
@@ -179,34 +190,35 @@ def _export_some(
             for rank, path in zip(ranks, paths, strict=True)
         ]
         # Packing takes half of the time, and lets other threads run.
-        lanes = _Lanes(ranks, window, stack.enter_context(ThreadPoolExecutor(_PACKERS)))
+        packers = [stack.enter_context(ThreadPoolExecutor(1)) for _ in range(_PACKERS)]
+        lanes = _Lanes(ranks, window, packers)
         copies: list[Columns] = []
-        mine = _mine(files.spans, ranks, gpus, window, copies)
+        mine = _mine(files.spans, ranks, window, copies)
         for block in whole_steps(mine, files.spans):
             lanes.write(block, traces)
         for block in _in_time(copies):
             lanes.write(block, traces)
+        lanes.finish()
         lanes.write_rates(traces)
         _write_cache(files.accesses, ranks, window, traces)
     return paths
 
 
-def _mine(
-    path: Path, ranks: range, gpus: int | None, window: _Window, copies: list[Columns]
-) -> Iterator[Columns]:
+def _mine(path: Path, ranks: range, window: _Window, copies: list[Columns]) -> Iterator[Columns]:
     """The spans of the window and `ranks`, but for those of the copy stream, put into `copies`."""
-    for block in iter_spans(path, SPAN_SCHEMA.names, 2 * BLOCK_ROWS):
+    release = pa.default_memory_pool().release_unused
+    for block in iter_spans(path, _COLUMNS, limits=window.limits, threads=False):
         gpu = block["gpu"]
         keep = window.holds(block["step"])
-        if gpus is not None and np.any(gpu[keep] >= gpus):
-            raise InputError(f"{path}: GPU {int(gpu[keep].max())}, but the run had {gpus}")
         keep &= (gpu >= ranks.start) & (gpu < ranks.stop)
         copied = keep & (block["stream"] == COPY)
         if np.any(copied):
             copies.append({name: block[name][copied] for name in _COPY_COLUMNS})
             copies[-1]["stream"] = block["stream"][copied]
         keep &= ~copied
-        yield {name: values[keep] for name, values in block.items()}
+        yield block if keep.all() else {name: values[keep] for name, values in block.items()}
+        # What Arrow keeps for its next arrays would be twice what is in use.
+        release()
 
 
 def _in_time(copies: list[Columns]) -> Iterator[Columns]:
@@ -228,8 +240,9 @@ class _Lanes:
     State: the instants so far; `events` [ranks], spans written so far; the sums of the counters.
     """
 
-    def __init__(self, ranks: range, window: _Window, pool: Executor) -> None:
-        self._ranks, self._window, self._pool = ranks, window, pool
+    def __init__(self, ranks: range, window: _Window, packers: Sequence[Executor]) -> None:
+        self._ranks, self._window, self._packers = ranks, window, packers
+        self._packing: deque[list[Future[None]]] = deque()
         self._clock = WholeMicroseconds(len(ranks))
         self._events = np.zeros(len(ranks), dtype=np.int64)
         length_s = window.end_s - window.origin_s
@@ -238,7 +251,8 @@ class _Lanes:
 
     def write(self, spans: Columns, traces: list[TraceFile]) -> None:
         """Write spans [rows] that follow, on each stream, those written before."""
-        order = np.lexsort((spans["start_s"], spans["stream"], spans["gpu"]))
+        lane = spans["gpu"].astype(np.int64) * len(STREAMS) + spans["stream"]
+        order = np.lexsort((spans["start_s"], lane))
         spans = {name: values[order] for name, values in spans.items()}
         rank = spans["gpu"].astype(np.int64) - self._ranks.start
         stream = spans["stream"].astype(np.int64)
@@ -248,8 +262,9 @@ class _Lanes:
         correlation = np.arange(1, len(rank) + 1) - (firsts[:-1] - self._events)[rank]
         self._events += np.diff(firsts)
         for one in (COMPUTE, COMM, COPY):
-            rows = np.flatnonzero(stream == one)
-            if len(rows):
+            every = np.flatnonzero(stream == one)
+            for first in range(0, len(every), _TEXT_ROWS):
+                rows = every[first : first + _TEXT_ROWS]
                 part = {name: values[rows] for name, values in spans.items()}
                 texts = events.kernels(part, begin[rows], end[rows], correlation[rows], one)
                 self._spread(rank[rows], texts, traces)
@@ -265,13 +280,23 @@ class _Lanes:
         offsets, data = texts
         bounds = np.searchsorted(rank, np.arange(len(traces) + 1))
         cuts = offsets[bounds].tolist()
-        jobs = [
-            self._pool.submit(trace.write, data[begin:end])
-            for trace, (begin, end) in zip(traces, pairwise(cuts), strict=True)
-            if end > begin
-        ]
-        for job in jobs:
-            job.result()
+        # One packer for each trace keeps its pieces in order.
+        self._packing.append(
+            [
+                self._packers[index % len(self._packers)].submit(trace.write, data[begin:end])
+                for index, (trace, (begin, end)) in enumerate(
+                    zip(traces, pairwise(cuts), strict=True)
+                )
+                if end > begin
+            ]
+        )
+        self.finish(_AHEAD)
+
+    def finish(self, but: int = 0) -> None:
+        """Wait until only `but` of the texts are still to be written."""
+        while len(self._packing) > but:
+            for job in self._packing.popleft():
+                job.result()
 
     def _add_rates(self, spans: Columns, rank: Ints, stream: int) -> None:
         origin_s = self._window.origin_s

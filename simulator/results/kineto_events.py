@@ -56,16 +56,28 @@ def kernel_name(stream: int, kind: int) -> str:
 
 def kernels(spans: Columns, begin: Ints, end: Ints, correlation: Ints, stream: int) -> Texts:
     """Each span [rows] of one stream as its launch and its kernel, from begin to end in us."""
-    tid = str(stream_id(stream))
+    tid = stream_id(stream)
+    low = int(spans["gpu"].min())
+    gpus = range(low, int(spans["gpu"].max()) + 1)
+    # Made once for each GPU and kind, which are few beside the rows.
+    which = spans["gpu"].astype(np.int64) - low
+    launched = [
+        ',\n{"ph":"X","cat":"cuda_runtime","name":"cudaLaunchKernel",'
+        f'"pid":{HOST_PID + gpu},"tid":{tid},"ts":'
+        for gpu in gpus
+    ]
+    names = [kernel_name(stream, kind) for kind in range(len(KINDS))]
+    ran = [
+        f'}}}},\n{{"ph":"X","cat":"kernel","name":"{name}","pid":{gpu},"tid":{tid},"ts":'
+        for gpu in gpus
+        for name in names
+    ]
+    where = [f',"args":{{"device":{gpu},"stream":{tid},"correlation":' for gpu in gpus]
     at, link = _number(begin), _number(correlation)
-    names = _texts([kernel_name(stream, kind) for kind in range(len(KINDS))])
-    gpu, host = _number(spans["gpu"]), _number(HOST_PID + spans["gpu"].astype(np.int64))
     pieces: list[Any] = [
-        ',\n{"ph":"X","cat":"cuda_runtime","name":"cudaLaunchKernel","pid":', host,
-        f',"tid":{tid},"ts":', at, ',"dur":1,"args":{"correlation":', link,
-        '}},\n{"ph":"X","cat":"kernel","name":"', names.take(_whole(spans["kind"])),
-        '","pid":', gpu, f',"tid":{tid},"ts":', at, ',"dur":', _number(end - begin),
-        ',"args":{"device":', gpu, f',"stream":{tid},"correlation":', link,
+        _taken(launched, which), at, ',"dur":1,"args":{"correlation":', link,
+        _taken(ran, which * len(KINDS) + spans["kind"]), at, ',"dur":', _number(end - begin),
+        _taken(where, which), link,
         ',"layer":', _number(spans["layer"]), ',"microbatch":', _number(spans["microbatch"]),
         *_details(spans, stream), "}}",
     ]  # fmt: skip
@@ -76,7 +88,7 @@ def _details(spans: Columns, stream: int) -> list[Any]:
     """What the reader of a trace may want to know about a span, in its `args`."""
     found: list[Any] = []
     if stream == COPY:
-        used = _texts(["false", "true"]).take(_whole(spans["used"]))
+        used = _taken(["false", "true"], spans["used"])
         found += [',"expert":', _number(spans["expert"]), ',"used":', used]
     else:
         found += [',"chunk":', _number(spans["chunk"])]
@@ -186,9 +198,12 @@ def _truth(values: npt.NDArray[np.bool_]) -> pa.Array:
     return _whole(values).cast(pa.bool_())
 
 
-def _texts(words: Sequence[str]) -> pa.Array:
-    """Not by `pa.array`, which imports pandas wherever it is installed."""
+def _taken(words: Sequence[str], index: npt.NDArray[Any]) -> pa.Array:
+    """The words at `index` [rows].
+
+    Not by `pa.array`, which imports pandas wherever it is installed.
+    """
     held = [word.encode() for word in words]
     ends = np.cumsum([0, *map(len, held)], dtype=np.int32)
     buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(held))]
-    return pa.Array.from_buffers(pa.string(), len(held), buffers)
+    return pa.Array.from_buffers(pa.string(), len(held), buffers).take(_whole(index))

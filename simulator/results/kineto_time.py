@@ -49,13 +49,54 @@ class WholeMicroseconds:
         """
         rows = len(rank)
         at = np.concatenate([end_us, begin_us])
-        opens = np.repeat([False, True], rows)
-        order = np.lexsort((opens, at, np.concatenate([rank, rank])))
+        lane = rank * len(STREAMS) + stream
+        by_lane = np.arange(rows)
+        if np.any(
+            np.where(lane[1:] == lane[:-1], begin_us[1:] < begin_us[:-1], lane[1:] < lane[:-1])
+        ):
+            by_lane = np.lexsort((begin_us, lane))
+        ranks = len(self.free)
+        firsts = np.searchsorted(lane[by_lane], np.arange(ranks * len(STREAMS) + 1))
+        order = np.empty(2 * rows, dtype=np.int64)
+        _merge(by_lane, firsts, at, len(STREAMS), order)
         weight = np.where(stream == COMPUTE, _COMPUTING, np.where(stream == COMM, kind + 1, 0))
         begin = np.zeros(rows, dtype=np.int64)
         end = np.zeros(rows, dtype=np.int64)
         _place(order, at, rank, stream, weight, self.free, self.owed, begin, end)
         return begin, end
+
+
+@compiled
+def _merge(
+    by_lane: Ints, firsts: Ints, at: npt.NDArray[np.float64], streams: int, order: Ints
+) -> None:
+    """Fill in order [2 rows]: of `at` [2 rows], the ends, then the begins, by rank, then in time.
+
+    by_lane [rows]: the spans by rank and stream, then in time; firsts [lanes + 1]: of each lane.
+    On one stream begins and ends take turns, so its next instant is known.
+    """
+    rows = len(by_lane)
+    filled = 0
+    following = np.empty(streams, dtype=np.int64)
+    for lane in range(0, len(firsts) - 1, streams):
+        for stream in range(streams):
+            following[stream] = 2 * firsts[lane + stream]
+        while True:
+            best, best_edge = -1, -1
+            for stream in range(streams):
+                edge = following[stream]
+                if edge == 2 * firsts[lane + stream + 1]:
+                    continue
+                # Even: the begin of a span, odd: its end.
+                row = by_lane[edge // 2]
+                edge = row if edge % 2 else row + rows
+                if best < 0 or at[edge] < at[best_edge]:
+                    best, best_edge = stream, edge
+            if best < 0:
+                break
+            order[filled] = best_edge
+            filled += 1
+            following[best] += 1
 
 
 @compiled

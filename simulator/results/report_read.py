@@ -17,6 +17,7 @@ from simulator.runfiles import serving
 from simulator.runfiles.rundir import RunDir
 from simulator.runfiles.spans import COPY, LINK_SCHEMA, LOAD_SCHEMA, STEP_SCHEMA
 from simulator.runfiles.tables import Columns, iter_spans, read_table
+from simulator.runfiles.values import gpus_of
 
 _SERVING_STEPS = pa.schema(
     [
@@ -162,7 +163,7 @@ def _scanned(run: Run, asked: tuple[int, int] | None) -> Scan | None:
                     f"--steps {asked[0]}-{asked[1]}: the run has steps {steps.step[0]} to "
                     f"{steps.step[-1]}"
                 )
-        found = scan(path, steps, int(run.summary.get("gpus") or 0), asked)
+        found = scan(path, steps, int(run.summary.get("gpus") or gpus_of(run.path) or 0), asked)
     except _NoStep:
         raise
     except InputError as error:
@@ -170,7 +171,10 @@ def _scanned(run: Run, asked: tuple[int, int] | None) -> Scan | None:
         return None
     if found.fault:
         run.faults.append(f"{found.fault}; what comes before is shown")
-    return found if found.count else None
+    if not found.count:
+        run.faults.append(f"{path}: holds no span")
+        return None
+    return found
 
 
 class _NoStep(InputError):

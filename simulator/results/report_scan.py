@@ -15,6 +15,7 @@ import numpy.typing as npt
 from simulator.errors import InputError
 from simulator.runfiles.spans import ATTENTION, COMPUTE, LM_HEAD, STREAMS
 from simulator.runfiles.tables import Columns, iter_spans, whole_steps
+from simulator.runfiles.values import Limits
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -91,8 +92,11 @@ def scan(path: Path, steps: Steps, gpus: int, asked: tuple[int, int] | None = No
     steps: not empty; asked: first and last step of the window, one of which at least is there;
     None: from the first measured one on. Errors: InputError if nothing of the file can be read.
     """
-    per_step, count, most = _counted(path, steps.step)
-    gpus = max(gpus, most + 1)
+    limits = Limits(gpus or None, int(steps.step[-1]))
+    per_step, count, most = _counted(path, steps.step, limits)
+    # Each GPU of a run has a span: one beyond their number, where nothing says it, is none.
+    gpus = gpus or max(min(most + 1, count), 1)
+    limits = Limits(gpus, limits.last_step)
     window = choose_window(steps, per_step, gpus, asked)
     start_s, end_s = float(steps.start_s[0]), float(steps.end_s[-1])
     lanes = min(gpus, MAX_GPUS)
@@ -111,7 +115,8 @@ def scan(path: Path, steps: Steps, gpus: int, asked: tuple[int, int] | None = No
     held: list[Columns] = []
     change = np.zeros(len(STREAMS) * lanes * (BINS + 1))
     try:
-        blocks = _tallied(iter_spans(path, _COLUMNS), found, change, held)
+        spans = iter_spans(path, _COLUMNS, limits=limits)
+        blocks = _tallied(spans, found, change, held)
         for block in whole_steps(blocks, path):
             _add_layers(found, block)
     except InputError as error:
@@ -151,12 +156,12 @@ def choose_window(steps: Steps, per_step: Ints, gpus: int, asked: tuple[int, int
     )
 
 
-def _counted(path: Path, step: Ints) -> tuple[Ints, int, int]:
+def _counted(path: Path, step: Ints, limits: Limits) -> tuple[Ints, int, int]:
     """Spans of each of `step` [steps], of all, and the largest GPU; as far as the file is good."""
     per_step = np.zeros(len(step), dtype=np.int64)
     count, most = 0, -1
     try:
-        for block in iter_spans(path, ("step", "gpu")):
+        for block in iter_spans(path, ("step", "gpu"), limits=limits):
             index = np.searchsorted(step, block["step"])
             index[index == len(step)] = 0
             mine = step[index] == block["step"]

@@ -56,7 +56,7 @@ def render(
         _energy(summary, width),
         _cost(summary),
         _saving(summary),
-        _notes(notes, width),
+        _notes([*_empty_steps(summary), *notes], width),
     ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 
@@ -352,6 +352,15 @@ def _saving(summary: Mapping[str, Any]) -> list[str]:
 def _row(text: str, *values: str, label: int = _LABEL) -> str:
     """One line of a table; all tables share the same columns."""
     return f"{text:<{label}}" + "".join(f"{value:>{_COLUMN}}" for value in values)
+
+
+def _empty_steps(summary: Mapping[str, Any]) -> list[str]:
+    """What to know of a run that says of some measured steps only how long they took."""
+    empty = summary.get("steps_without_spans")
+    if not empty:
+        return []
+    verb = "has" if empty == 1 else "have"
+    return [f"{empty:,} of {summary['steps']:,} measured steps {verb} no spans: counted as idle"]
 
 
 def _notes(notes: Sequence[str], width: int) -> list[str]:

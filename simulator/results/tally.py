@@ -21,12 +21,13 @@ SPAN_COLUMNS = (
 
 @dataclass(frozen=True)
 class Steps:
-    """Measured steps, in order: arrays [steps]."""
+    """Measured steps, in order: arrays [steps]; last: the number of the run's last step."""
 
     step: npt.NDArray[np.int64]
     start_s: npt.NDArray[np.float64]
     end_s: npt.NDArray[np.float64]
     tokens: npt.NDArray[np.int64]
+    last: int
 
 
 def measured_steps(path: Path) -> Steps:
@@ -44,6 +45,7 @@ def measured_steps(path: Path) -> Steps:
         start_s=table["start_s"][chosen],
         end_s=table["end_s"][chosen],
         tokens=table["tokens"][chosen],
+        last=int(table["step"].max()),
     )
     if not np.all(steps.end_s > steps.start_s):
         raise InputError(f"{path}: a step takes no time")

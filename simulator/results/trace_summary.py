@@ -18,6 +18,7 @@ from simulator.results.summary import duration, percent
 from simulator.runfiles.rundir import RunDir
 from simulator.runfiles.spans import KINDS, SPAN_SCHEMA, STEP_SCHEMA, STREAMS
 from simulator.runfiles.tables import iter_spans, read_table
+from simulator.runfiles.values import Limits, gpus_of
 
 WORDS = {
     "compute": "compute",
@@ -51,7 +52,8 @@ def read_spans(run_dir: Path) -> Recorded:
     parts: list[tuple[Any, ...]] = []
     measured = np.sort(table["step"][rows])
     names = [name for name in SPAN_SCHEMA.names if name in _SPAN_COLUMNS]
-    for block in iter_spans(files.spans, names):
+    limits = Limits(gpus_of(run_dir), int(table["step"].max()))
+    for block in iter_spans(files.spans, names, limits=limits):
         index = np.minimum(np.searchsorted(measured, block["step"]), len(measured) - 1)
         keep = measured[index] == block["step"]
         stream, kind = block["stream"][keep], block["kind"][keep]
@@ -61,14 +63,17 @@ def read_spans(run_dir: Path) -> Recorded:
         )
         parts.append((block["gpu"][keep], stream, sorts[stream, kind], begin, end))
         _count(found.kernels, sorts, stream, kind, end - begin)
+    if not parts:
+        raise InputError(f"{files.spans}: holds no span of a measured step")
     gpu, stream, sort, begin, end = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(gpu, kind="stable")
-    bounds = np.searchsorted(gpu[order], np.arange(int(gpu.max()) + 2)) if len(gpu) else [0]
-    for rank, (low, high) in enumerate(pairwise(bounds)):
-        if high > low:
-            mine = order[low:high]
-            of = (begin[mine], end[mine], sort[mine], stream[mine], list(STREAMS))
-            found.gpus.append(gpu_time(rank, str(rank), *of))
+    ranks, firsts = np.unique(gpu[order], return_index=True)
+    for rank, (low, high) in zip(
+        ranks.tolist(), pairwise([*firsts.tolist(), len(gpu)]), strict=True
+    ):
+        mine = order[low:high]
+        of = (begin[mine], end[mine], sort[mine], stream[mine], list(STREAMS))
+        found.gpus.append(gpu_time(rank, str(rank), *of))
     if not found.gpus:
         raise InputError(f"{files.spans}: holds no span of a measured step")
     return found

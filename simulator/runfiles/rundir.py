@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from simulator.errors import InputError
 
@@ -63,6 +64,14 @@ class RunDir:
     def result(self) -> Path:
         """What the run was, and its summary; its presence says that the run ended well."""
         return self.path / "result.json"
+
+    def read_result(self) -> dict[str, Any]:
+        """What `result.json` holds, {} if it cannot be read: for what is useful, not needed."""
+        try:
+            found = json.loads(self.result.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def write_result(self, result: Mapping[str, object]) -> None:
         """Write `result.json`: sorted keys, indent 1; ValueError if a number is NaN or infinite."""

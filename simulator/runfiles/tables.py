@@ -21,6 +21,7 @@ from simulator.runfiles.spans import (
     SPAN_SCHEMA,
     STREAMS,
 )
+from simulator.runfiles.values import Limits, check_spans, check_table
 
 Columns = dict[str, npt.NDArray[Any]]
 """Column name -> array [rows]."""
@@ -29,43 +30,66 @@ Columns = dict[str, npt.NDArray[Any]]
 def read_table(path: Path, schema: pa.Schema) -> Columns:
     """The columns of `schema` in the file at `path`.
 
-    Errors: InputError if the file is missing, damaged or lacks a column.
+    Errors: InputError if the file is missing, damaged, lacks a column or holds a value that no run
+    writes (`values.check_table`).
     """
     with _open(path, schema.names) as file:
         try:
             table = file.read(columns=schema.names)
         except (OSError, pa.ArrowException) as error:
             raise _unreadable(path, error) from error
-    return {name: _values(path, name, table.column(name).combine_chunks()) for name in schema.names}
+    found = {
+        name: _values(path, name, table.column(name).combine_chunks()) for name in schema.names
+    }
+    check_table(path, found)
+    return found
 
 
 def iter_table(path: Path, schema: pa.Schema, block_rows: int = BLOCK_ROWS) -> Iterator[Columns]:
     """As `read_table`, in blocks of at most `block_rows` rows."""
+    first = 0
     for batch in _batches(path, schema.names, block_rows):
-        yield {name: _values(path, name, batch.column(name)) for name in schema.names}
+        block = {name: _values(path, name, batch.column(name)) for name in schema.names}
+        check_table(path, block, first)
+        first += len(batch)
+        yield block
 
 
 def iter_spans(
-    path: Path, columns: Sequence[str] = SPAN_SCHEMA.names, block_rows: int = BLOCK_ROWS
+    path: Path,
+    columns: Sequence[str] = SPAN_SCHEMA.names,
+    block_rows: int = BLOCK_ROWS,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    threads: bool = True,
 ) -> Iterator[Columns]:
     """Blocks of at most `block_rows` spans in file order; `stream`, `kind` as int8 codes.
 
-    The codes are indices into `STREAMS` and `KINDS`. Errors: InputError if the file is missing,
-    damaged, lacks a column or holds a word that is not among them.
+    The codes are indices into `STREAMS` and `KINDS`. threads: whether columns are read side by
+    side, which takes more memory: each thread keeps its own. Errors: InputError if the file is
+    missing, damaged, lacks a column, or holds a word that is not among them, a value that no run
+    writes, or one beyond `limits` (`values.check_spans`).
     """
     words = {"stream": STREAMS, "kind": KINDS}
-    for batch in _batches(path, columns, block_rows):
-        yield {
+    first = 0
+    for batch in _batches(path, columns, block_rows, threads):
+        block = {
             name: _codes(path, name, batch.column(name), words[name])
             if name in words
             else _values(path, name, batch.column(name))
             for name in columns
         }
+        check_spans(path, block, first, limits)
+        first += len(batch)
+        yield block
 
 
-def _batches(path: Path, columns: Sequence[str], block_rows: int) -> Iterator[pa.RecordBatch]:
+def _batches(
+    path: Path, columns: Sequence[str], block_rows: int, threads: bool = True
+) -> Iterator[pa.RecordBatch]:
     with _open(path, columns) as file:
-        batches = file.iter_batches(batch_size=block_rows, columns=list(columns))
+        batches = file.iter_batches(
+            batch_size=block_rows, columns=list(columns), use_threads=threads
+        )
         while True:
             try:
                 batch = next(batches)

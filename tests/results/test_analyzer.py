@@ -443,7 +443,7 @@ def test_no_measured_step_is_an_error(tmp_path: Path) -> None:
 
 
 def test_more_gpus_than_the_run_had(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="GPU 1, but the run had 1"):
+    with pytest.raises(InputError, match="row 3: gpu is 1, but the run had 1 GPU"):
         analyze(hand_made(tmp_path), Context(gpus=1, experts=4, peak_flops_per_s=1.0))
 
 
@@ -451,7 +451,7 @@ def test_more_gpus_than_the_run_had(tmp_path: Path) -> None:
     ("rows", "message"),
     [
         ([(0, 0, 0, 0, COMPUTE, FFN, 0, 11, 0)], "outside its step"),
-        ([(0, 0, 0, 0, COMPUTE, FFN, 0, 1, 0, 7)], "peer 7"),
+        ([(0, 0, 0, 0, COMPUTE, FFN, 0, 1, 0, 7)], "row 0: peer is 7, but the run had 2 GPUs"),
         (
             [(0, 0, 0, 0, COMPUTE, FFN, 0, 5, 0), (0, 0, 3, 0, COMPUTE, FFN, 4, 6, 0)],
             "layer 3 on GPU 0 in step 0 begins before",

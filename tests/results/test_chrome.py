@@ -146,7 +146,7 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"steps\.parquet: is missing"):
         write_traces(tmp_path, 1)
     write_run(tmp_path, 1e-4)
-    with pytest.raises(InputError, match="GPU 1, but the run had 1"):
+    with pytest.raises(InputError, match="row 100: gpu is 1, but the run had 1 GPU"):
         write_traces(tmp_path, 1)
     write_steps(RunDir(tmp_path).steps, [0], [0.0], [1.0], [1], [True])
     with pytest.raises(InputError, match="no step was measured"):

@@ -81,3 +81,13 @@ def test_instants_in_whole_microseconds_stay() -> None:
     begin, end = WholeMicroseconds(1).place(rank, stream, kind, begin_us, end_us)
     assert begin.tolist() == [3, 5, 4, 0]
     assert end.tolist() == [5, 9, 6, 100]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_order_of_the_rows_does_not_matter(seed: int) -> None:
+    rows = drawn(np.random.default_rng(seed), 3, 60, 0.01)
+    order = np.lexsort((rows[3], rows[1], rows[0]))
+    given = WholeMicroseconds(3).place(*rows)
+    ordered = WholeMicroseconds(3).place(*(column[order] for column in rows))
+    for one, other in zip(given, ordered, strict=True):
+        assert one[order].tolist() == other.tolist()
