@@ -250,7 +250,7 @@ def announced_compilation(say: Say | None) -> Iterator[None]:
         return
     from numba.core import event
 
-    lines = ["compiling the kernels (once, about 20 s) ..."]
+    lines = ["compiling the kernels (once, about 30 s) ..."]
     tell = say
 
     class Started(event.Listener):  # type: ignore[misc]  # numba has no types

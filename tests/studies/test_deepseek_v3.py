@@ -15,7 +15,7 @@ from simulator.spec.load import load_inputs
 from simulator.studies.common.claims import DIRECTION, NOT, REPRODUCED
 from simulator.studies.common.report import render, write
 from simulator.studies.deepseek_v3 import cases
-from simulator.studies.deepseek_v3.cases import Runs, sequences_that_fit
+from simulator.studies.deepseek_v3.cases import Runs, most_sequences, sequences_that_fit
 from simulator.studies.deepseek_v3.routing import limited
 from simulator.studies.deepseek_v3.runs import (
     DECODE,
@@ -202,6 +202,15 @@ def test_runs_of_the_same_servers_go_together():
 
 
 # --- figures -----------------------------------------------------------------------------
+
+
+def test_as_many_sequences_as_fit_beside_their_activations():
+    """Room for 1,000 tokens less 2 for each sequence; sequences of 15 tokens and one more."""
+    room = {n: 1000 - 2 * n for n in (8, 32)}
+    most = most_sequences(room, 15)
+    assert most * 16 <= 1000 - 2 * most
+    assert (most + 1) * 16 > 1000 - 2 * (most + 1)
+    assert most_sequences({8: 10, 32: 4}, 15) == 0
 
 
 def test_sequences_that_fit_by_hand():

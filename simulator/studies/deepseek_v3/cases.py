@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from simulator.studies.common.runs import Progress
@@ -161,6 +162,18 @@ def sequences_that_fit(kv_tokens: int, context: int, block: int = 16) -> int:
     return kv_tokens // (-(-(context + 1) // block) * block)
 
 
+def most_sequences(room: Mapping[int, int], context: int) -> int:
+    """Sequences of `context` tokens and one more that fit beside the activations of as many; room:
+    tokens of the KV cache by sequences, which activations make smaller in proportion.
+    """
+    few, many = min(room), max(room)
+    each = (room[few] - room[many]) / max(many - few, 1)
+    fit = sequences_that_fit(room[few], context)
+    while fit > sequences_that_fit(int(room[many] - each * (fit - many)), context):
+        fit -= 1
+    return fit
+
+
 def simulate_all(
     study: DeepSeek,
     routing: str | None,
@@ -180,8 +193,8 @@ def simulate_all(
             progress(done, total)
 
     found = run_all(cases, tell, workers)
-    kv_tokens = max(found[decode(study, of[0], n)].kv_tokens for n in given.sequences)
-    most = {c: sequences_that_fit(kv_tokens, c + given.steps - 1) for c in contexts}
+    room = {n: found[decode(study, of[0], n)].kv_tokens for n in given.sequences}
+    most = {c: most_sequences(room, c + given.steps - 1) for c in contexts}
     limits = {c: decode(study, of[0], most[c], context=c) for c in contexts if most[c]}
     runs = run_all(limits.values(), lambda done, _: tell(len(cases) + done, total), workers)
     return Runs(found, of, {c: (most[c], runs[case]) for c, case in limits.items()})
