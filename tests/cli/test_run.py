@@ -208,7 +208,7 @@ def test_compilation_is_announced_once_and_only_when_it_happens() -> None:
         assert said == []
         assert twice(2) == 4
         assert twice(2.0) == 4.0
-    assert said == ["compiling the kernels (once, about 20 s) ..."]
+    assert said == ["compiling the kernels (once, about 30 s) ..."]
     with api.announced_compilation(said.append):
         assert twice(3) == 6
     assert len(said) == 1
