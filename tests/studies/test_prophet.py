@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import re
 from dataclasses import replace
 from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
+from needed import needed
 
 from simulator.cli import main
 from simulator.errors import InputError
@@ -274,10 +274,7 @@ def test_the_tree_is_the_documented_one(written, result):
 
 def test_figures_are_what_their_names_say(written):
     folder, said = written
-    if said and os.environ.get("CI") == "true":
-        pytest.fail(f"in CI figures must be drawn: {said[0]}")
-    if said:
-        pytest.skip(said[0])
+    needed(said[0] if said else None)
     for path in (folder / "figures").iterdir():
         head = b"%PDF-" if path.suffix == ".pdf" else b"\x89PNG\r\n"
         assert path.read_bytes().startswith(head)

@@ -138,9 +138,10 @@ def test_ethernet(tmp_path):
 @pytest.mark.parametrize("name", shipped("topology"))
 def test_every_shipped_graph_is_whole(name):
     topology = load_topology(name)
-    began = time.perf_counter()
+    # Of this process: other tests run beside it.
+    began = time.process_time()
     graph = build_graph(topology)
-    assert time.perf_counter() - began < 1.0
+    assert time.process_time() - began < 1.0
     names = gpus(graph)
     assert names == [f"gpu{index}" for index in range(gpu_count(topology))]
     assert all(memory_of_host(graph, gpu) is not None for gpu in names)
