@@ -311,10 +311,6 @@ def _replay(asked: Int32s, hit: Bools, caches: Caches, cache: int, state: State)
         while room < size:
             items = list(held)
             chosen = policy.choose(list(held.values()), eviction.Coming(layer, expert, False))
-            if not isinstance(chosen, int) or not 0 <= chosen < len(items):
-                raise InputError(
-                    f"policy: chose {chosen!r} of {len(items)} residents; return the index of one"
-                )
             del held[items[chosen]]
             room += int(sizes[items[chosen]])
         held[item] = _Held(layer, expert, clock[0], 1, size / caches.unit)

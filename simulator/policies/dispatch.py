@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.errors import InputError
+
 Floats = NDArray[np.float64]
 
 
@@ -42,6 +44,33 @@ class View(NamedTuple):
 
 Dispatcher = Callable[[View], int]
 Maker = Callable[[Setup], Dispatcher]
+
+
+def made(maker: Maker, setup: Setup) -> Dispatcher:
+    """The policy that `maker` makes; InputError where a function of the user's makes none, and
+    when it answers with anything but an open worker or -1.
+    """
+    choose: object = maker(setup)
+    name = getattr(maker, "__name__", maker)
+    if not callable(choose):
+        raise InputError(
+            f"dispatch {name}: returned {choose!r:.40}; write a function that returns a function "
+            "View -> worker"
+        )
+    if maker in DISPATCHERS.values():
+        return choose
+
+    def checked(view: View) -> int:
+        worker = choose(view)
+        known = isinstance(worker, int | np.integer) and -1 <= worker < len(view.open)
+        if not known or (worker >= 0 and not view.open[worker]):
+            raise InputError(
+                f"dispatch {name}: answered {worker!r:.40}; return the number of a worker that is "
+                "open, or -1 to hold the request"
+            )
+        return int(worker)
+
+    return checked
 
 
 def _least(key: NDArray[np.generic], view: View, turn: NDArray[np.int64]) -> int:

@@ -98,14 +98,31 @@ Maker = Callable[[Setup], Eviction]
 
 
 def made(maker: Maker, setup: Setup) -> Eviction:
-    """The policy that `maker` makes; InputError where a function of the user's makes none."""
+    """The policy that `maker` makes; InputError where a function of the user's makes none, and
+    when it chooses what is no index of a resident.
+    """
     policy: object = maker(setup)
+    if maker in EVICTIONS.values() and isinstance(policy, Eviction):
+        return policy
+    name = getattr(maker, "__name__", maker)
     if not isinstance(policy, Eviction):
         raise InputError(
-            f"eviction {getattr(maker, '__name__', maker)}: returned {policy!r:.60}; write a "
-            "function that returns an Eviction of simulator.policies.eviction"
+            f"eviction {name}: returned {policy!r:.40}; write a function that returns an Eviction "
+            "of simulator.policies.eviction"
         )
-    return policy
+    choose = policy.choose
+
+    def checked(residents: Sequence[Resident], coming: Coming) -> int:
+        count = len(residents)
+        chosen: object = choose(residents, coming)
+        if not isinstance(chosen, int | np.integer) or not 0 <= chosen < count:
+            raise InputError(
+                f"eviction {name}: chose {chosen!r:.40} of {count} residents; return the index of "
+                "one"
+            )
+        return int(chosen)
+
+    return policy._replace(choose=checked)
 
 
 def lru(_: Setup) -> Eviction:

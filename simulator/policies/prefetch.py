@@ -11,11 +11,13 @@ used.
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import index
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.errors import InputError
 from simulator.policies.cooccurrence import count_transitions, follow
 
 Bools = NDArray[np.bool_]
@@ -70,6 +72,38 @@ class Future(NamedTuple):
 
 Prefetcher = Callable[[Past, Future | None], list[list[int]]]
 Maker = Callable[[Setup], Prefetcher]
+
+
+def made(maker: Maker, setup: Setup) -> Prefetcher:
+    """The prefetcher that `maker` makes; InputError where a function of the user's makes none, and
+    when it answers with anything but a list of experts for each GPU.
+    """
+    predict: object = maker(setup)
+    name, gpus = getattr(maker, "__name__", maker), len(setup.group)
+    if not callable(predict):
+        raise InputError(
+            f"prefetch {name}: returned {predict!r:.40}; write a function that returns a function "
+            "(past, future) -> experts of each GPU"
+        )
+    if maker in PREFETCHERS.values():
+        return predict
+
+    def checked(past: Past, future: Future | None) -> list[list[int]]:
+        answer = predict(past, future)
+        if past.layer + past.ahead >= setup.layers:  # not used
+            return []
+        try:
+            found = [list(dict.fromkeys(map(index, experts))) for experts in answer]
+        except TypeError:
+            found = []
+        if len(found) != gpus or not all(0 <= e < setup.experts for mine in found for e in mine):
+            raise InputError(
+                f"prefetch {name}: answered {answer!r:.40}; return a list of experts, 0 to "
+                f"{setup.experts - 1}, for each of {gpus} GPUs"
+            )
+        return found
+
+    return checked
 
 
 def oracle(setup: Setup) -> Prefetcher:

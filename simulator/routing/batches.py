@@ -179,10 +179,6 @@ def synthesize(
     step = 0
     while True:
         ids = draw(rng, tokens, layers, experts, k, *parameters, previous=previous)
-        if ids.shape != (tokens, layers, k) or ids.dtype != np.int16:
-            raise InputError(
-                f"law '{law}' returned {ids.dtype} {ids.shape}, not int16 {(tokens, layers, k)}"
-            )
         position = (within + step * per_sequence).astype(np.int32)
         yield Batch(ids, layer_of, source_gpu, position, request, position == 0)
         previous = ids[per_sequence - 1 :: per_sequence]

@@ -11,11 +11,11 @@ calls with one `rng` share it, however much was drawn in between.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import wraps
 from pathlib import Path
 from zlib import crc32
 
@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.errors import InputError
+from simulator.spec.functions import imported
 
 Int16s = npt.NDArray[np.int16]
 Floats = npt.NDArray[np.float64]
@@ -206,7 +207,7 @@ def parse_law(text: str) -> tuple[Law, tuple[float, ...]]:
         law = LAWS[name]
     elif "." in name and rest:
         attribute, _, rest = rest.partition(":")
-        law = _imported(text, name, attribute)
+        law = _of_the_users(text, f"{name}:{attribute}")
     else:
         near = get_close_matches(name, LAWS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"write one of {', '.join(LAWS)}"
@@ -219,20 +220,41 @@ def parse_law(text: str) -> tuple[Law, tuple[float, ...]]:
         ) from None
     try:
         inspect.signature(law).bind(None, 1, 1, 1, 1, *parameters, previous=None)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"routing law '{text}': {error}") from error
     return law, parameters
 
 
-def _imported(text: str, module: str, attribute: str) -> Law:
-    try:
-        law = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"routing law '{text}' cannot be imported: {error}") from error
-    if not callable(law):
-        raise InputError(f"routing law '{text}' is not a function")
-    found: Law = law
-    return found
+def _of_the_users(text: str, name: str) -> Law:
+    """The law that a function of the user's is, its answers checked."""
+    draw = imported("routing law", name)
+
+    @wraps(draw)
+    def checked(
+        rng: np.random.Generator, tokens: int, layers: int, experts: int, k: int, *given: float,
+        previous: Int16s | None = None,
+    ) -> Int16s:  # fmt: skip
+        from simulator.routing.kernels import first_bad_id
+
+        ids: object = draw(rng, tokens, layers, experts, k, *given, previous=previous)
+        wanted = f"int16 {(tokens, layers, k)}"
+        if not isinstance(ids, np.ndarray):
+            raise InputError(f"routing law '{text}' returned {ids!r:.60}, not {wanted}")
+        if ids.shape != (tokens, layers, k) or ids.dtype != np.int16:
+            raise InputError(f"routing law '{text}' returned {ids.dtype} {ids.shape}, not {wanted}")
+        ids = np.ascontiguousarray(ids)
+        at = int(first_bad_id(ids, np.full(experts, -1, dtype=np.int64)))
+        if at < 0 and ids.min() < 0:
+            at = int(ids.argmin())
+        if at >= 0:
+            token, layer, _ = np.unravel_index(at, ids.shape)
+            raise InputError(
+                f"routing law '{text}' returned {ids[token, layer].tolist()} for token {token} in "
+                f"layer {layer}; return {k} different experts, 0 to {experts - 1}"
+            )
+        return ids
+
+    return checked
 
 
 def _checked(experts: int, k: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import NamedTuple
 
 import numpy as np
@@ -169,7 +170,8 @@ def first_of_all(_: Setup) -> Eviction:
 
 
 def test_a_policy_of_ones_own_by_module_and_function():
-    assert pick("eviction", EVICTIONS, "simulator.policies.eviction:lru") is lru
+    found = pick("eviction", EVICTIONS, "simulator.policies.eviction:lru")
+    assert inspect.unwrap(found) is lru
     assert pick("eviction", EVICTIONS, "lru") is lru
 
 

@@ -187,7 +187,9 @@ def test_markov_continues_sequences():
 def test_laws_are_named():
     assert parse_law("zipf:1.2") == (zipf, (1.2,))
     assert parse_law("uniform") == (uniform, ())
-    assert parse_law("simulator.routing.laws:zipf:2") == (zipf, (2.0,))
+    law, parameters = parse_law("simulator.routing.laws:zipf:2")
+    assert parameters == (2.0,)
+    assert np.array_equal(law(rng(), 9, 2, 8, 2, 2.0), zipf(rng(), 9, 2, 8, 2, 2.0))
     assert [is_law(t) for t in ("zipf", "markov:0.5", "a.b:c", "a.b:c:1.5")] == [True] * 4
     assert not any(is_law(t) for t in ("trace.parquet", "x/y.z:a", "zip", "dir/zipf"))
 
