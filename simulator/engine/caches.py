@@ -73,7 +73,7 @@ def caches_of(
         memories = Memories(driver, shape, compute, laid)
         if predictor is None or memories.predicts:
             return Caches(memories)
-        return Caches(memories, (), predictor(predicting), told, depth)
+        return Caches(memories, (), prefetch.made(predictor, predicting), told, depth)
     seeing = maker in {eviction.EVICTIONS[name] for name in eviction.ORACLES}
     foresights = [Foresight(pool.layers) for _ in range(layout.gpus if seeing else 0)]
     every = eviction.Setup(pool.layers, workload.model.moe.experts, pool.slots, pool.pooled)
@@ -87,7 +87,7 @@ def caches_of(
         evict = eviction.made(maker, setup)
         each.append(ExpertMemory(driver, stream, pool, sources, evict, future))
     _introduce(each, roads, links)
-    prefetcher = None if predictor is None else predictor(predicting)
+    prefetcher = None if predictor is None else prefetch.made(predictor, predicting)
     return Caches(OneByOne(each, depth), foresights, prefetcher, told, depth)
 
 

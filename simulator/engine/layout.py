@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cluster.graph import Graph
+from simulator.cluster.graph import Graph, memory_of_host
 from simulator.errors import InputError
 from simulator.model import footprint, sizes
 from simulator.policies.placement import Placement, contiguous_owner, expert_parallel_degree
@@ -37,7 +37,7 @@ class Layout:
     fetch: bool
     on_peers: bool
 
-    @property
+    @cached_property
     def offloaded(self) -> bool:
         """Whether a GPU keeps fewer experts than it serves."""
         return self.slots < int(self.serves.sum(axis=2).max())
@@ -151,6 +151,11 @@ def _shares(workload: Workload, layout: Layout) -> list[float]:
     return [float(taken[:, gpu_of == gpu].sum(axis=1).max()) for gpu in range(layout.ep)]
 
 
+def memories_of(graph: Graph, names: Sequence[str]) -> list[str | None]:
+    """The DRAM node of each GPU's host, None where it has none."""
+    return [memory_of_host(graph, name) for name in names]
+
+
 def check_memory(
     workload: Workload,
     gpu: Gpu,
@@ -158,13 +163,14 @@ def check_memory(
     names: Sequence[str],
     memories: Sequence[str | None],
     graph: Graph,
+    advice: Callable[[], str] = str,
 ) -> None:
     """Raise InputError if a GPU, or the host memory that GPUs fetch from, cannot hold its part.
 
-    `memories`: the DRAM node of each GPU.
+    `memories`: the DRAM node of each GPU; advice: says what to change where a GPU cannot.
     """
-    for index, name in enumerate(names):
-        footprint.check_gpu(workload, gpu, gpu_memory(workload, layout, index), name)
+    for index, name in enumerate(names[: layout.ep]):  # groups are alike
+        footprint.check_gpu(workload, gpu, gpu_memory(workload, layout, index), name, advice)
     if not layout.offloaded or layout.on_peers:
         return
     model = workload.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from simulator.model.footprint import check_host
 from simulator.model.plan import Plan
 from simulator.model.plan_memory import expert_shares, offered_parts
 from simulator.spec.load import Inputs
+from simulator.spec.schema import Workload
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
@@ -58,7 +60,7 @@ def weights_of(
                 f"{inputs.topology.name}: {names[gpu]} has no host memory to keep weights in; add "
                 "a dram node to its host, or leave parallel.offload out"
             )
-    _check_hosts(inputs, graph, plan, dict(zip(chosen, memories, strict=True)))
+    check_hosts(inputs.workload, graph, plan, names)
     nodes = [*names, *(memory for memory in memories if memory is not None)]
     source = np.arange(len(chosen), dtype=np.int32) + np.int32(len(names))
     added = routes_between(graph, nodes, source, np.array(chosen, dtype=np.int32))
@@ -81,10 +83,10 @@ def _experts_on(plan: Plan, number: int) -> Floats:
     return np.resize(shares, len(stage.gpus))
 
 
-def _check_hosts(
-    inputs: Inputs, graph: Graph, plan: Plan, memory_of: dict[int, str | None]
-) -> None:
-    """GPUs of a host that have the same part of a layer fetch it from one copy."""
+def check_hosts(workload: Workload, graph: Graph, plan: Plan, names: Sequence[str]) -> None:
+    """Raise InputError if a host's memory cannot hold what its GPUs, called `names`, fetch: those
+    that have the same part of a layer fetch it from one copy.
+    """
     held: dict[str, dict[tuple[int, ...], float]] = {}
     for number, layers in enumerate(plan.streamed):
         of = plan.stages[number].degrees
@@ -92,10 +94,10 @@ def _check_hosts(
         for layer in layers:
             dense, expert = offered_parts(plan, number, layer)
             for at, gpu in enumerate(of.gpus):
-                mine = held.setdefault(str(memory_of[gpu]), {})
+                mine = held.setdefault(str(memory_of_host(graph, names[gpu])), {})
                 mine[number, layer, 0, at % of.tp] = dense
                 mine[number, layer, 1, at % (of.ep * of.expert_tp)] = expert * float(experts[at])
     for memory, parts in held.items():
-        capacity = graph.nodes[memory].get("capacity_bytes")
+        capacity = graph.nodes.get(memory, {}).get("capacity_bytes")
         if capacity is not None:
-            check_host(inputs.workload, memory, sum(parts.values()), capacity, "weights")
+            check_host(workload, memory, sum(parts.values()), capacity, "weights")

@@ -10,6 +10,7 @@ step has an emptying pipeline, and one before it if no warm-up was asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import repeat
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from simulator.cluster.graph import build_graph, gpus
 from simulator.engine import plan_spans
 from simulator.engine.driver import Driver
+from simulator.engine.fitting import ways_to_fit
 from simulator.engine.links import network_of, wires_of
 from simulator.engine.passes import Filled, Filler
 from simulator.engine.plan_roads import roads_of_plan
@@ -52,7 +54,8 @@ def simulate_plan(
     workload, count = inputs.workload, gpu_count(inputs.topology)
     plan = plan_of(workload, count, inputs.topology.gpu)
     graph = build_graph(inputs.topology)
-    check_memory(plan, workload, inputs.topology.gpu, gpus(graph))
+    advice = partial(ways_to_fit, inputs, graph)
+    check_memory(plan, workload, inputs.topology.gpu, gpus(graph), advice)
     roads, weights = weights_of(inputs, graph, plan, roads_of_plan(inputs, graph, plan))
     batches, report = _batches(inputs, plan, seed)
     _notes(plan, report, inputs)

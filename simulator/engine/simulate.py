@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 
 import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from simulator.cluster.graph import Graph, build_graph, gpus, memory_of_host
+from simulator.cluster.graph import Graph, build_graph, gpus
 from simulator.engine import core
 from simulator.engine.caches import caches_of, notes_of
 from simulator.engine.driver import Driver
+from simulator.engine.fitting import ways_to_fit
 from simulator.engine.foresight import Ahead
 from simulator.engine.homes import Near, homes_of
-from simulator.engine.layout import Layout, check_memory, gpu_memory, layout_of
+from simulator.engine.layout import Layout, check_memory, gpu_memory, layout_of, memories_of
 from simulator.engine.links import network_of, wires_of
 from simulator.engine.parts import Cut, MicroBatch, cut
 from simulator.engine.placed import near, placement_of, plain, refuse_placing
@@ -83,8 +85,9 @@ def simulate(inputs: Inputs, run: RunDir, seed: int, progress: Progress | None =
             "rebalance: moves experts that stay on their GPUs, not those that are fetched to "
             "slots; write expert_slots: null or rebalance: null"
         )
-    memories_of = [memory_of_host(graph, name) for name in names]
-    check_memory(workload, inputs.topology.gpu, layout, names, memories_of, graph)
+    memories = memories_of(graph, names)
+    advice = partial(ways_to_fit, inputs, graph)
+    check_memory(workload, inputs.topology.gpu, layout, names, memories, graph, advice)
     roads = roads_of(inputs, graph, layout)
     tiers = _tiers(workload, graph, layout)
     batches, report = routing_of(inputs, layout.gpus, layout.ep, layout.offloaded, seed)

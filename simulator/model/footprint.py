@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from simulator.errors import InputError
 from simulator.model import sizes
 from simulator.model.speculative import queries
@@ -50,10 +52,10 @@ def check_gpu(
     gpu: Gpu,
     parts: dict[str, float],
     gpu_name: str,
-    advice: str = "lower expert_slots, tokens_per_gpu or context, or use more GPUs",
+    advice: Callable[[], str] = str,
 ) -> None:
-    """Raise InputError that says by how much and where, and `advice`, if `parts` (bytes) do not fit
-    the GPU.
+    """Raise InputError that says by how much and where, and what `advice` says, if `parts` (bytes)
+    do not fit the GPU.
     """
     room = gpu.hbm_capacity_bytes * (1.0 - RESERVED)
     total = sum(parts.values())
@@ -63,7 +65,7 @@ def check_gpu(
     raise InputError(
         f"{workload.name} does not fit: {gpu_name} ({gpu.name}) needs {total / GIB:.1f} GiB "
         f"({listed}) and has {room / GIB:.1f} GiB after {RESERVED:.0%} reserve: "
-        f"{(total - room) / GIB:.1f} GiB too much; {advice}"
+        f"{(total - room) / GIB:.1f} GiB too much; {advice()}"
     )
 
 

@@ -8,7 +8,7 @@ first ones being resident as far as any are: what is computed in between hides w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -97,16 +97,16 @@ def gpu_bytes(plan: Plan, workload: Workload) -> list[dict[str, float]]:
     return found
 
 
-def check_memory(plan: Plan, workload: Workload, gpu: Gpu, names: Sequence[str]) -> None:
-    """Raise InputError, with the sum by part, for the first GPU that cannot hold its part."""
-    ways = ["lower tokens_per_gpu or context", "use more GPUs"]
-    if plan.offload is None:
-        ways.append("keep weights in host memory (parallel.offload: layers, or experts)")
-    elif workload.parallel.resident_layers:
-        ways.append("lower parallel.resident_layers")
-    elif plan.offload == "experts":
-        ways.append("write parallel.offload: layers")
-    advice = ", ".join(ways[:-1]) + f", or {ways[-1]}"
+def check_memory(
+    plan: Plan,
+    workload: Workload,
+    gpu: Gpu,
+    names: Sequence[str],
+    advice: Callable[[], str] = str,
+) -> None:
+    """Raise InputError, with the sum by part and what `advice` says, for the first GPU that cannot
+    hold its part.
+    """
     for name, parts in zip(names, gpu_bytes(plan, workload), strict=True):
         check_gpu(workload, gpu, parts, name, advice)
 

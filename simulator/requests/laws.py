@@ -8,7 +8,6 @@ scales what is drawn, not how much: two rates or two means are compared on the s
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.errors import InputError
+from simulator.spec.functions import imported
 from simulator.spec.requests import MAX_REQUESTS, MAX_TOKENS, Law
 
 Floats = npt.NDArray[np.float64]
@@ -143,9 +143,7 @@ def draw_lengths(law: Law, rng: np.random.Generator, count: int) -> tuple[Int64s
 
     Raises InputError for a law of the user's that returns something else.
     """
-    found = np.asarray(_function(law, LENGTHS)(rng, count, *law.arguments))
-    if found.shape != (count,) or found.dtype.kind not in "iuf":
-        raise InputError(f"requests: law {law.name!r} must return {count} numbers")
+    found = _numbers(law, _function(law, LENGTHS)(rng, count, *law.arguments), count, "numbers")
     if found.dtype.kind == "f" and not np.isfinite(found).all():
         raise InputError(f"requests: law {law.name!r} returned a length that is not finite")
     if count and found.min() < 1:
@@ -154,10 +152,19 @@ def draw_lengths(law: Law, rng: np.random.Generator, count: int) -> tuple[Int64s
     return np.minimum(found, MAX_TOKENS).astype(np.int64), cut
 
 
+def _numbers(law: Law, found: Any, count: int, what: str) -> npt.NDArray[Any]:
+    """What a law gave as an array [count] of numbers; InputError if it is something else."""
+    try:
+        numbers = np.asarray(found)
+    except ValueError:  # lists of unequal lengths
+        numbers = np.zeros(0)
+    if numbers.shape != (count,) or numbers.dtype.kind not in "iuf":
+        raise InputError(f"requests: law {law.name!r} must return {count} {what}")
+    return numbers
+
+
 def _times(law: Law, found: Any, count: int) -> Floats:
-    times = np.asarray(found, dtype=np.float64)
-    if times.shape != (count,):
-        raise InputError(f"requests: law {law.name!r} must return {count} times")
+    times = _numbers(law, found, count, "times").astype(np.float64)
     if not np.isfinite(times).all() or (count and times[0] < 0) or (np.diff(times) < 0).any():
         raise InputError(
             f"requests: law {law.name!r} must return finite times from 0 on that never decrease"
@@ -168,13 +175,9 @@ def _times(law: Law, found: Any, count: int) -> Floats:
 def _function(law: Law, known: dict[str, Function]) -> Function:
     if not law.imported:
         return known[law.name]
-    module, _, name = law.name.partition(":")
+    function: Function = imported("requests: law", law.name)
     try:
-        function = getattr(importlib.import_module(module), name)
         inspect.signature(function).bind(None, 1, *law.arguments)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"requests: law {law.name!r} cannot be imported: {error}") from error
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"requests: law {law.name!r}: {error}") from error
-    found: Function = function
-    return found
+    return function

@@ -35,6 +35,17 @@ MAX_HEADER_BYTES = 1 << 16
 MAX_TIME_S = 1e10
 
 
+NOT_TEXT = {
+    b"\x1f\x8b": "is compressed (gzip); unpack it first",
+    b"\x28\xb5\x2f\xfd": "is compressed (zstd); unpack it first",
+    b"PK\x03\x04": "is compressed (zip); unpack it first",
+    b"PAR1": "is a Parquet file; write it as CSV",
+    b"\xff\xfe": "is UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "is UTF-16 text; save it as UTF-8",
+}
+"""How files begin that often stand where one of recorded requests should."""
+
+
 class CsvKind(NamedTuple):
     """The columns of a kind of CSV file, and how its time is written.
 
@@ -137,6 +148,9 @@ def _first_line(path: Path) -> str:
         raise InputError(f"requests {str(path)!r}: {error.strerror or error}") from None
     if size > MAX_FILE_BYTES:
         raise InputError(f"{path}: {size:,} bytes, at most {MAX_FILE_BYTES >> 30} GiB are read")
+    for mark, what in NOT_TEXT.items():
+        if start.startswith(mark):
+            raise InputError(f"{path}: {what}")
     text = start.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
     if not text.strip():
         raise InputError(f"{path}: the file is empty" if not size else f"{path}: only blank lines")

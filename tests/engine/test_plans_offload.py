@@ -316,6 +316,9 @@ def test_the_same_run_gives_the_same_bytes():
 
 OFF = "{offload: layers, resident_layers: 0}"
 
+# The weights are next to nothing there: to keep them elsewhere would not do.
+ONLY_FEWER = "GiB too much; any of these would do: traffic.tokens_per_gpu="
+
 
 @pytest.mark.parametrize(
     ("changes", "said"),
@@ -339,7 +342,7 @@ OFF = "{offload: layers, resident_layers: 0}"
         ),
         (
             {"parallel": "{tp: 2}", "traffic.tokens_per_gpu": 10_000_000},
-            "or keep weights in host memory (parallel.offload: layers, or experts)",
+            ONLY_FEWER,
         ),
         (
             {"parallel": "{tp: 2, offload: layers}", "traffic.tokens_per_gpu": 10_000_000},
@@ -347,14 +350,14 @@ OFF = "{offload: layers, resident_layers: 0}"
         ),
         (
             {"parallel": "{tp: 2, offload: experts}", "traffic.tokens_per_gpu": 10_000_000},
-            "use more GPUs, or write parallel.offload: layers",
+            ONLY_FEWER,
         ),
         (
             {
                 "parallel": "{tp: 2, offload: layers, resident_layers: 2}",
                 "traffic.tokens_per_gpu": 10_000_000,
             },
-            "or lower parallel.resident_layers",
+            ONLY_FEWER,
         ),
     ],
 )

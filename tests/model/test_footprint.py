@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from simulator.engine.simulate import simulate
@@ -77,7 +79,88 @@ def test_the_error_says_by_how_much_and_where():
     )
     assert f"experts {8 * 32 * 3 * 4096 * 14336 * 2 / GIB:.1f}" in said
     assert f"{(needed - room) / GIB:.1f} GiB too much" in said
-    assert "lower expert_slots, tokens_per_gpu or context, or use more GPUs" in said
+    assert said.endswith(
+        "any of these would do: parallel.ep=2, expert_slots=6 or less, parallel.offload=experts, "
+        "or parallel.offload=layers"
+    )
+
+
+SMALL = ("traffic.steps=1", "traffic.warmup_steps=0")
+
+
+@pytest.mark.parametrize(
+    ("topology", "workload", "overrides", "ways"),
+    [
+        (
+            "a100x8",
+            "mixtral-8x7b",
+            ("parallel.ep=1",),
+            ["ep=2", "expert_slots=", "offload=experts", "offload=layers"],
+        ),
+        ("h100x4", "mixtral-8x7b", ("traffic.context=40000",), ["tokens_per_gpu=", "context="]),
+        (
+            "h100x4",
+            "mixtral-8x7b",
+            ("parallel.ep=2", "traffic.tokens_per_gpu=600"),
+            ["tokens_per_gpu=", "context="],
+        ),
+        (
+            "h100x4",
+            "mixtral-8x7b",
+            ("parallel={ep: 1, microbatches: 1}", "overlap=none"),
+            ["ep=2", "offload=experts", "offload=layers"],
+        ),
+        (
+            "a100x8",
+            "mixtral-8x7b",
+            ("parallel={ep: 1, offload: experts, resident_layers: 31}",),
+            ["ep=2", "resident_layers="],
+        ),
+        (
+            "h100x4",
+            "qwen3-235b-a22b",
+            (),
+            ["slots=", "offload=experts", "offload=layers", "8 GPUs"],
+        ),
+        ("h100x4", "qwen3-235b-a22b", ("traffic.context=2000000",), ["no one change"]),
+    ],
+)
+def test_each_way_out_is_one(
+    topology: str, workload: str, overrides: tuple[str, ...], ways: list[str]
+) -> None:
+    """Alone each makes a run possible, and one more of what is to be less does not."""
+    said = refused(topology, workload, *overrides).partition("too much; ")[2]
+    found = re.findall(r"(\S+=\w+)(?: or less)?|(\d+) GPUs", said)
+    told = [change or f"{count} GPUs" for change, count in found] or [said]
+    assert [way in text for way, text in zip(ways, told, strict=True)] == [True] * len(ways)
+    for change, count in found:
+        given = [*overrides, *SMALL]
+        if count:
+            given.append(f"build.gpus={count}")
+        elif change.startswith("parallel.") and given[0].startswith("parallel={"):
+            key, _, value = change.removeprefix("parallel.").partition("=")
+            before = [part for part in given[0][10:-1].split(", ") if part.split(":")[0] != key]
+            given[0] = "parallel={" + ", ".join([*before, f"{key}: {value}"]) + "}"
+        else:
+            given.append(change)
+        with open_run(None) as run:
+            assert simulate(load_inputs(topology, workload, given), run, 0).gpus
+        key, _, value = change.partition("=")
+        if change and f"{change} or less" in said and "resident" not in key:
+            assert "too much" in refused(topology, workload, *given, f"{key}={int(value) + 1}")
+
+
+def test_what_would_let_a_model_be_served() -> None:
+    """A replica on one A100 does not fit; on as many as are said it does, on half of them not."""
+    from simulator.engine.serving.simulate import serve
+
+    with pytest.raises(InputError, match=r"too much; parallel.ep=4 would do$"), open_run(None) as r:
+        serve(load_inputs("a100x8", "moe128-serving", ["parallel.ep=1"]), r, 0)
+    with pytest.raises(InputError, match=r"parallel.ep=4 would do$"), open_run(None) as run:
+        serve(load_inputs("a100x8", "moe128-serving", ["parallel.ep=2"]), run, 0)
+    given = ["parallel.ep=4", "requests.limit=2", "model.layers=36"]
+    with open_run(None) as run:
+        assert serve(load_inputs("a100x8", "moe128-serving", given), run, 0).gpus == 8
 
 
 def test_keeping_fewer_experts_makes_it_fit():

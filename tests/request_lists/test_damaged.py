@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +140,21 @@ def test_a_broken_line_that_is_no_text_is_counted(tmp_path: Path, kind: str):
     with pytest.raises(InputError, match=":2: 1 column, the first line has"):
         read_requests(path)
     assert read_requests(path, skip_bad=True).notes[0].startswith(f"1 of {ROWS + 1} rows left out")
+
+
+@pytest.mark.parametrize(
+    ("pack", "said"),
+    [
+        (gzip.compress, "is compressed (gzip); unpack it first"),
+        (lambda data: data.decode().encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+    ],
+)
+def test_what_is_no_plain_text_is_named(
+    tmp_path: Path, pack: Callable[[bytes], bytes], said: str
+) -> None:
+    """Whatever the file is called."""
+    path = tmp_path / "requests.csv"
+    path.write_bytes(pack(whole("azure")))
+    with pytest.raises(InputError) as caught:
+        read_requests(path)
+    assert str(caught.value) == f"{path}: {said}"

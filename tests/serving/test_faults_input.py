@@ -71,7 +71,10 @@ def test_a_file_has_two_keys(tmp_path: Path) -> None:
             "faults: []\non_member_loss: [replica]\n",
             "is not one of replicas, reload, shrink, drain",
         ),
-        ("faults: []\non_member_loss: []\n", "on_member_loss"),
+        (
+            "faults: []\non_member_loss: []\n",
+            "on_member_loss: must be a list of at least 1, not []",
+        ),
         ("- a\n", "expected key: value lines"),
     ):
         path.write_text(text)

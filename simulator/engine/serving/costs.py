@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -174,19 +176,43 @@ def kv_blocks(workload: Workload, gpu: Gpu, layout: Layout, tokens: int, block_t
     Raises InputError if not one does.
     """
     model = workload.model
-    traffic = workload.traffic.model_copy(update={"tokens_per_gpu": tokens, "context": 0})
-    parts = footprint.gpu_bytes(
-        workload.model_copy(update={"traffic": traffic}), most_experts(layout), 0
-    )
-    parts["KV cache"] = 0.0
-    room = gpu.hbm_capacity_bytes * (1.0 - footprint.RESERVED) - sum(parts.values())
+    parts = _beside_kv(workload, most_experts(layout), tokens)
+    usable = gpu.hbm_capacity_bytes * (1.0 - footprint.RESERVED)
     # A windowed layer keeps no more than its window; blocks are counted as if it kept all, which
     # says too little about how many requests fit.
-    per_token = model.layers * sizes.kv_bytes_per_token_layer(model)
-    blocks = int(room // (per_token * block_tokens)) if per_token else 1 << 40
+    block_bytes = model.layers * sizes.kv_bytes_per_token_layer(model) * block_tokens
+    if not block_bytes:
+        return 1 << 40
+    blocks = int((usable - sum(parts.values())) // block_bytes)
     if blocks < 1:
-        footprint.check_gpu(workload, gpu, parts | {"KV cache": per_token * block_tokens}, "a GPU")
+        advice = partial(_ways_to_serve, workload, layout, tokens, usable - block_bytes)
+        footprint.check_gpu(workload, gpu, parts | {"KV cache": block_bytes}, "a GPU", advice)
     return blocks
+
+
+def _beside_kv(workload: Workload, experts: int, tokens: int) -> dict[str, float]:
+    """Bytes by part on a GPU with so many experts of a layer, in a step of `tokens` of its own."""
+    traffic = workload.traffic.model_copy(update={"tokens_per_gpu": tokens, "context": 0})
+    asked = workload.model_copy(update={"traffic": traffic})
+    return {**footprint.gpu_bytes(asked, experts, 0), "KV cache": 0.0}
+
+
+def _ways_to_serve(workload: Workload, layout: Layout, tokens: int, room: float) -> str:
+    """Changes each of which alone leaves a GPU within `room` bytes, in words."""
+    found = []
+    physical = len(layout.placement.gpu_of)
+    for ep in range(layout.ep + 1, min(layout.gpus, physical) + 1):
+        parts = _beside_kv(workload, -(-physical // ep), tokens)
+        if layout.gpus % ep == 0 and sum(parts.values()) <= room:
+            found.append(f"parallel.ep={ep}")
+            break
+    parts = _beside_kv(workload, most_experts(layout), tokens)
+    of_tokens = parts.pop("activations") / tokens
+    if (most := int((room - sum(parts.values())) // of_tokens)) >= 1:
+        found.append(f"serving.max_batched_tokens={most} or less")
+    if not found:
+        return "raise parallel.ep, or use GPUs with more memory"
+    return f"{' or '.join(found)} would do"
 
 
 def most_experts(layout: Layout) -> int:

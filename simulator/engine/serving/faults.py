@@ -82,6 +82,7 @@ class Timeline:
         self._version = [0] * len(service.groups)
         self._stragglers = Stragglers(service.groups, seed)
         self._losses = Losses(service, handover)
+        self._handover = handover
         self._over = False
         self._idle = 0
         self._stranded = 0
@@ -220,6 +221,8 @@ class Timeline:
         for group in range(len(self._service.groups)):
             if self._touched(group, changed_links):
                 self._settle(group, dead)
+        if self._handover is not None and (changed or before.gpus != self._damage.gpus):
+            self._handover.rewire(self._graph_of(self._damage))
 
     def _load(self, back: frozenset[int], graph: Graph) -> None:
         """GPUs that are mended load their weights, if they are to, before they take part again."""

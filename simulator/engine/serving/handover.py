@@ -7,20 +7,23 @@ Transfers share links max-min fairly with one another, not with the all-to-alls 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from simulator.cluster.graph import Graph
+from simulator.cluster.routes import routes_between, unreachable
 from simulator.engine import core
 from simulator.engine.driver import Driver
-from simulator.engine.links import Wires
+from simulator.engine.links import Wires, wires_of
 from simulator.engine.serving import scheduler
 from simulator.engine.serving.service import Service
 from simulator.policies.dispatch import Dispatcher, View
 
+KEPT_ROADS = 64
 ON_A_ROUTE = 8  # transfers at once; more wait for one of them (our assumption)
 
 
@@ -60,6 +63,46 @@ class Mover:
             done()
 
 
+class KvRoads(NamedTuple):
+    """How KV goes over a graph. route: int32 [workers, workers], from one worker to another, -1
+    where none goes or nothing joins them; wire_bytes: float64 [routes], what a byte puts on the
+    links; mover: moves it.
+    """
+
+    mover: Mover
+    route: NDArray[np.int32]
+    wire_bytes: NDArray[np.float64]
+
+
+def joined(
+    graph: Graph, names: Sequence[str], source: NDArray[np.int64], target: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Which pairs of GPUs a path joins, bool [pairs]."""
+    ends = zip(source.tolist(), target.tolist(), strict=True)
+    pairs = [(names[a], names[b]) for a, b in ends]
+    cut = set(unreachable(graph, pairs))
+    return np.array([pair not in cut for pair in pairs], dtype=np.bool_)
+
+
+def kv_roads(
+    env: simpy.Environment,
+    graph: Graph,
+    names: Sequence[str],
+    source: NDArray[np.int64],
+    target: NDArray[np.int64],
+    share: NDArray[np.float64],
+) -> KvRoads:
+    """From source to target, workers int64 [routes]; InputError where no path joins them.
+
+    share: float64 [kinds], of the raw bandwidth that copies reach, by kind of path.
+    """
+    count = len(names)
+    routes = routes_between(graph, names, source.astype(np.int32), target.astype(np.int32))
+    route = np.full((count, count), -1, dtype=np.int32)
+    route[source, target] = np.arange(len(source), dtype=np.int32)
+    return KvRoads(Mover(env, wires_of(routes)), route, 1.0 / share[routes.kind_of])
+
+
 class _Held(NamedTuple):
     """KV of a request where it was computed: worker, own blocks, tokens in shared blocks."""
 
@@ -71,27 +114,24 @@ class _Held(NamedTuple):
 class Handover:
     """State: the requests whose KV waits to go, or is on its way.
 
-    route: int32 [workers, workers], of KV from one worker to another, -1 where none goes;
-    kv_bytes: of so many tokens; wire_bytes: float64 [routes], what a byte puts on the links;
-    dispatcher: chooses among the groups that decode (bool [groups] `decodes`). `moved_bytes` and
-    `transfers` count what was sent.
+    lay: the roads over a graph; kv_bytes: of so many tokens; dispatcher: chooses among the groups
+    that decode (bool [groups] `decodes`). `moved_bytes` and `transfers` count what was sent.
     """
 
     def __init__(
         self,
         service: Service,
-        mover: Mover,
-        route: NDArray[np.int32],
+        graph: Graph,
+        lay: Callable[[Graph], KvRoads],
         kv_bytes: Callable[[int], float],
-        wire_bytes: NDArray[np.float64],
         dispatcher: Dispatcher,
         decodes: NDArray[np.bool_],
     ) -> None:
         self._service = service
-        self._mover = mover
-        self._route = route
+        self._lay = lay
+        self._roads = lay(graph)
+        self._kept = {id(graph): (graph, self._roads)}
         self._kv_bytes = kv_bytes
-        self._wire_bytes = wire_bytes
         self._dispatch = dispatcher
         self._decodes = decodes
         self._waiting: deque[int] = deque()
@@ -114,24 +154,40 @@ class Handover:
         self._waiting.append(request)
         self.deal()
 
+    def rewire(self, graph: Graph) -> None:
+        """What begins from now on goes over this graph; what is on its way keeps its route."""
+        if id(graph) not in self._kept:
+            if len(self._kept) >= KEPT_ROADS:
+                self._kept.clear()
+            self._kept[id(graph)] = graph, self._lay(graph)  # the graph too, or its id is reused
+        self._roads = self._kept[id(graph)][1]
+        self.deal()
+
     def deal(self) -> None:
-        """Begin the transfers for which there is room, first come, first served."""
+        """Begin the transfers for which there is room, first come, first served; those that no path
+        joins to any open worker let others pass.
+        """
         service = self._service
+        cut_off: list[int] = []
         while self._waiting:
             request = self._waiting[0]
-            view = service.view(request)
             opened = service.taking(self._decodes)
-            worker = self._dispatch(self._with_room(view._replace(open=opened), request))
+            reached = opened & (self._roads.route[self._held[request].worker] >= 0)
+            if opened.any() and not reached.any():
+                cut_off.append(self._waiting.popleft())
+                continue
+            view = service.view(request)._replace(open=reached)
+            worker = self._dispatch(self._with_room(view, request))
             if worker < 0:
-                return
+                break
             group, rank = service.at_rank(worker)
             kept = service.groups[group]
-            done = scheduler.set_aside(service.ledger, kept.ranks, kept.of.limits, rank, request)
-            if not done:
-                return
+            if not scheduler.set_aside(service.ledger, kept.ranks, kept.of.limits, rank, request):
+                break
             self._waiting.popleft()
             self._target[request] = worker
             self._send(request, worker)
+        self._waiting.extendleft(reversed(cut_off))
 
     def cancel(self, request: int) -> None:
         """The request is taken away: its KV counts no more, here or there."""
@@ -164,7 +220,8 @@ class Handover:
 
     def _send(self, request: int, worker: int) -> None:
         held = self._held[request]
-        route = int(self._route[held.worker, worker])
+        mover, routes, wire_bytes = self._roads
+        route = int(routes[held.worker, worker])
         size_bytes = self._kv_bytes(int(self._service.ledger.done[request]))
         self.moved_bytes += size_bytes
         self.transfers += 1
@@ -182,7 +239,7 @@ class Handover:
             service.poke(int(service.group_of[before.worker]))
             self.deal()
 
-        self._mover.send(route, size_bytes * float(self._wire_bytes[route]), arrived)
+        mover.send(route, size_bytes * float(wire_bytes[route]), arrived)
 
     def _free(self, worker: int, request: int, blocks: int, shared: int) -> None:
         group, rank = self._service.at_rank(worker)

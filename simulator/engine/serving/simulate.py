@@ -12,10 +12,8 @@ import simpy
 from numpy.typing import NDArray
 
 from simulator.cluster.graph import Graph, build_graph, gpus
-from simulator.cluster.routes import routes_between
 from simulator.engine.costs import by_kind
 from simulator.engine.layout import Layout
-from simulator.engine.links import wires_of
 from simulator.engine.placed import near as near_to
 from simulator.engine.placed import placement_of, plain
 from simulator.engine.roads import Roads, roads_of
@@ -23,7 +21,7 @@ from simulator.engine.serving import scheduler
 from simulator.engine.serving.dense import layout_for
 from simulator.engine.serving.faults import Timeline
 from simulator.engine.serving.group import Group
-from simulator.engine.serving.handover import Handover, Mover
+from simulator.engine.serving.handover import Handover, KvRoads, joined, kv_roads
 from simulator.engine.serving.pool import Pool, pool_of
 from simulator.engine.serving.service import Service, Told, Tries
 from simulator.engine.serving.setups import ledger_of, refuse, sends, setups_of
@@ -97,8 +95,14 @@ def serve(inputs: Inputs, run: RunDir, seed: int, progress: Progress | None = No
         cluster.service.env.run()
         while timeline is not None and cluster.service.left and timeline.end():
             cluster.service.env.run()
-    if cluster.service.left:
-        raise AssertionError(f"{cluster.service.left} requests are still there at the end")
+    if left := cluster.service.left:
+        choice = workload.serving.dispatch
+        if parse_choice(choice, "dispatch").name in dispatch.DISPATCHERS:
+            raise AssertionError(f"{left} requests are still there at the end")
+        raise InputError(
+            f"serving.dispatch: {choice} holds {left:,} requests back to the end, where nothing "
+            "happens any more that it could wait for; return an open worker"
+        )
     ledger = cluster.service.ledger
     tables.write_requests(
         run.requests, of.arrival_s, ledger.prompt, ledger.output, ledger.priority, of.outcome,
@@ -161,7 +165,7 @@ def cluster_of(inputs: Inputs, requests: Requests, seed: int) -> Cluster:
         placement, placed = placement_of(inputs, near, seed)
     layout = layout_for(workload, len(names), inputs.topology.name, placement)
     if layout.offloaded:
-        raise InputError("expert_slots: serving keeps all experts resident; leave it out")
+        raise InputError("expert_slots: serving keeps all experts resident; write null")
     roads = roads_of(inputs, graph, layout)
     pool = pool_of(inputs, seed)
     if placed:
@@ -194,7 +198,7 @@ def cluster_of(inputs: Inputs, requests: Requests, seed: int) -> Cluster:
         simpy.Environment(0.0),
         groups,
         ledger,
-        maker(dispatch.Setup(group_of, shares)),
+        dispatch.made(maker, dispatch.Setup(group_of, shares)),
         Tries(
             asked.attempts,
             math.inf if asked.timeout_s is None else asked.timeout_s,
@@ -206,7 +210,7 @@ def cluster_of(inputs: Inputs, requests: Requests, seed: int) -> Cluster:
     )
     handover = None
     if asked.prefill_groups:
-        handing = maker(dispatch.Setup(group_of, None))
+        handing = dispatch.made(maker, dispatch.Setup(group_of, None))
         handover = connect(inputs, graph, names, service, entry, handing)
     return Cluster(service, handover, pool, layout, roads, graph, names)
 
@@ -235,24 +239,25 @@ def connect(
     entry: NDArray[np.bool_],
     dispatcher: dispatch.Dispatcher,
 ) -> Handover:
-    """Have groups that prefill hand the KV of their requests to those that do not."""
+    """Have groups that prefill hand the KV of their requests to those that do not.
+
+    Raises InputError where no path joins them.
+    """
     model = inputs.workload.model
-    first = entry[service.group_of]
-    workers = len(first)
-    source, target = (
-        ends.astype(np.int32) for ends in np.nonzero(first[:, None] & ~first[None, :])
-    )
-    routes = routes_between(graph, names, source, target, None)
-    route = np.full((workers, workers), -1, dtype=np.int32)
-    route[source, target] = np.arange(len(source), dtype=np.int32)
     share = by_kind(inputs.workload.copy_efficiency)
+    enters = entry[service.group_of]
+
+    def lay(left: Graph) -> KvRoads:
+        source, target = np.nonzero(enters[:, None] & ~enters[None, :])
+        if left is not graph:
+            pairs = np.stack([source, target])
+            source, target = pairs[:, joined(left, names, source, target)]
+        return kv_roads(service.env, left, names, source, target, share)
 
     def kv_bytes(tokens: int) -> float:
         return sizes.kept_tokens(model, tokens) * sizes.kv_bytes_per_token_layer(model)
 
-    mover = Mover(service.env, wires_of(routes))
-    wire_bytes = 1.0 / share[routes.kind_of]
-    return Handover(service, mover, route, kv_bytes, wire_bytes, dispatcher, ~entry)
+    return Handover(service, graph, lay, kv_bytes, dispatcher, ~entry)
 
 
 def of_group(given: Sequence[float], group: int) -> float:
