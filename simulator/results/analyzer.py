@@ -7,7 +7,6 @@ whole steps, so memory does not grow with the length of the run.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -136,16 +135,12 @@ def analyze_dir(run_dir: Path) -> dict[str, object]:
 
     Errors: as `analyze`, and InputError if `result.json` is missing, no JSON or has no context.
     """
-    path = RunDir(run_dir).result
+    files = RunDir(run_dir)
+    result = files.load_result()
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
         context = _context(result["context"])
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: is missing; is this the directory of a finished run?") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read, it is damaged or cut short") from error
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: 'context' is missing or not of this version") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{files.result}: 'context' is missing or not of this version") from error
     return analyze(run_dir, context)
 
 
@@ -216,7 +211,7 @@ def _read(
 
         def counted() -> Iterator[Columns]:
             for block in iter_spans(path, _COLUMNS, limits=limits):
-                work.give(total.add, tally, block, steps, gpus, rates, path)
+                work.give(total.add, tally, block, steps, gpus, rates)
                 yield {name: block[name] for name in timeline.COLUMNS}
 
         for parts in parts_of_steps(counted(), path):

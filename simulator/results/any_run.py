@@ -5,7 +5,6 @@ A directory that lacks files or was cut off gives what the readable ones hold.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,8 @@ from simulator.errors import InputError
 from simulator.results.analyzer import Context, analyze_dir
 from simulator.results.kineto_read import read_traces
 from simulator.results.serving import ServingContext, analyze_serving
+from simulator.results.serving_summary import render as render_serving
+from simulator.results.summary import render as render_run
 from simulator.results.trace_summary import read_spans, summarize
 from simulator.runfiles.rundir import RunDir
 from simulator.runfiles.serving import REQUEST_SCHEMA
@@ -58,9 +59,19 @@ def read_any(path: Path, cpu: bool = False) -> Read:
             raise InputError(
                 f"{path}/result.json: is missing; is this the directory of a finished run?"
             )
+        if (path / "study.json").exists() and (path / "results.jsonl").exists():
+            raise InputError(
+                f"{path}: holds a what-if study, no run; what its points gave is in "
+                f"{path}/table.csv, and {path}/report.html compares them"
+            )
         found = read_traces(path, cpu)
         return Read(path, "trace", summarize(found))
-    result, fault = _result(RunDir(path).result)
+    result: dict[str, Any] = {}
+    fault: InputError | None = None
+    try:
+        result = RunDir(path).load_result()
+    except InputError as error:
+        fault = error
     serving = "serving_context" in result or RunDir(path).requests.exists()
     kind: Kind = "serving" if serving else "run"
     given = result.get("input")
@@ -70,16 +81,20 @@ def read_any(path: Path, cpu: bool = False) -> Read:
     read.notes = [str(note) for note in notes] if isinstance(notes, list) else []
     try:
         if fault is not None:
-            raise InputError(fault)
+            raise fault
         read.summary = _served(path, result) if serving else _analyzed(path, result)
         return read
     except InputError as error:
         read.faults = [str(error)]
     kept = result.get("summary")
     if isinstance(kept, dict) and kept:
-        read.summary = kept
-        read.faults.append(f"{path}: what follows is the summary that the run left in result.json")
-        return read
+        if _is_whole(kept, kind):
+            read.summary = kept
+            read.faults.append(
+                f"{path}: what follows is the summary that the run left in result.json"
+            )
+            return read
+        read.faults.append(f"{RunDir(path).result}: 'summary' is not of this version")
     read.summary = readable(path, read.faults, serving)
     read.whole = False
     if not read.summary:
@@ -87,24 +102,23 @@ def read_any(path: Path, cpu: bool = False) -> Read:
     return read
 
 
+def _is_whole(summary: dict[str, Any], kind: Kind) -> bool:
+    """Whether a summary has all that is shown of one."""
+    try:
+        if kind == "serving":
+            render_serving(summary, [])
+        else:
+            render_run(summary)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
+    return True
+
+
 def _is_run(path: Path) -> bool:
     """Whether a directory holds files of a run."""
     files = RunDir(path)
     names = ("result.json", *(f"{name}.parquet" for name in _TABLES))
     return path.is_dir() and any((files.path / name).exists() for name in names)
-
-
-def _result(path: Path) -> tuple[dict[str, Any], str | None]:
-    """`result.json`, {} and why if it cannot be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}, f"{path}: is missing; is this the directory of a finished run?"
-    except (OSError, ValueError, RecursionError):
-        return {}, f"{path}: cannot be read, it is damaged or cut short"
-    if not isinstance(found, dict):
-        return {}, f"{path}: is not the result of a run"
-    return found, None
 
 
 def _asked(result: dict[str, Any]) -> dict[str, Any]:

@@ -166,7 +166,12 @@ def _read_file(path: Path, index: int, found: Recorded) -> int:
     if events.cut:
         found.notes.append(f"{path.name}: {events.cut}; the figures are of what is there")
     if bad:
-        found.notes.append(f"{path.name}: {bad:,} events without a usable time were left out")
+        told = (
+            "1 event without a usable time was"
+            if bad == 1
+            else f"{bad:,} events without a usable time were"
+        )
+        found.notes.append(f"{path.name}: {told} left out")
     for device, held in devices.items():
         found.gpus.append(_gpu(rank, device, held))
     lengths = list((steps[_MARKS[0]] or steps[_MARKS[1]]).values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow as pa
 
 from simulator.errors import InputError
 from simulator.results.report_scan import Scan, Steps, scan
+from simulator.results.summary import empty_steps_note
 from simulator.runfiles import serving
 from simulator.runfiles.rundir import RunDir
 from simulator.runfiles.spans import COPY, LINK_SCHEMA, LOAD_SCHEMA, STEP_SCHEMA
@@ -70,10 +70,21 @@ class Run:
         return found
 
     @property
+    def notes(self) -> list[str]:
+        """What a reader of the figures must know."""
+        found = [str(note) for note in self.result.get("notes", [])]
+        if self.scan is not None and self.scan.empty:
+            measured = int(np.count_nonzero(self.scan.steps.measured))
+            found.insert(0, empty_steps_note(self.scan.empty, measured))
+        return found
+
+    @property
     def gpus(self) -> int:
         """How many the cluster has; 0 if nothing says it."""
-        known = self.summary.get("gpus") or (self.scan.gpus if self.scan is not None else 0)
-        return int(known)
+        known = self.summary.get("gpus")
+        if type(known) is int and known > 0:
+            return known
+        return self.scan.gpus if self.scan is not None else 0
 
 
 def read_run(path: Path, asked: tuple[int, int] | None = None) -> Run:
@@ -88,7 +99,7 @@ def read_run(path: Path, asked: tuple[int, int] | None = None) -> Run:
     faults: list[str] = []
     result: dict[str, Any] = {}
     try:
-        result = _result(files.result, faults)
+        result = _result(files, faults)
     except InputError as error:
         faults.append(str(error))
     is_serving = "serving_context" in result or files.requests.exists()
@@ -111,16 +122,10 @@ def read_run(path: Path, asked: tuple[int, int] | None = None) -> Run:
     return run
 
 
-def _result(path: Path, faults: list[str]) -> dict[str, Any]:
+def _result(files: RunDir, faults: list[str]) -> dict[str, Any]:
     """`result.json`; entries that are not what a run writes are left out, and told in `faults`."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: is missing; is this the directory of a finished run?") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read, it is damaged or cut short") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: is not the result of a run")
+    path = files.result
+    found = files.load_result()
     for key, kind in _ENTRIES.items():
         if found.get(key) is not None and not isinstance(found[key], kind):
             faults.append(f"{path}: {key!r} is not of this version and is left out")
@@ -163,7 +168,7 @@ def _scanned(run: Run, asked: tuple[int, int] | None) -> Scan | None:
                     f"--steps {asked[0]}-{asked[1]}: the run has steps {steps.step[0]} to "
                     f"{steps.step[-1]}"
                 )
-        found = scan(path, steps, int(run.summary.get("gpus") or gpus_of(run.path) or 0), asked)
+        found = scan(path, steps, run.gpus or gpus_of(run.path) or 0, asked)
     except _NoStep:
         raise
     except InputError as error:

@@ -68,7 +68,8 @@ class Scan:
     busy_s: float [streams, gpus], within the measured steps; layer_s: float [layers,
     len(LAYER_PARTS)], and stream_s: float [streams, layers], summed over measured steps and GPUs;
     spans: of the window, sorted by GPU, stream and start; cut: whether some of them were left out;
-    fault: why the pass ended early, "" if it did not.
+    fault: why the pass ended early, "" if it did not; empty: measured steps without a compute, comm
+    or send span, where it did not.
     """
 
     gpus: int
@@ -84,6 +85,7 @@ class Scan:
     spans: Columns = field(default_factory=dict)
     cut: bool = False
     fault: str = ""
+    empty: int = 0
 
 
 def scan(path: Path, steps: Steps, gpus: int, asked: tuple[int, int] | None = None) -> Scan:
@@ -114,11 +116,14 @@ def scan(path: Path, steps: Steps, gpus: int, asked: tuple[int, int] | None = No
     )
     held: list[Columns] = []
     change = np.zeros(len(STREAMS) * lanes * (BINS + 1))
+    empty = steps.measured.copy()
     try:
         spans = iter_spans(path, _COLUMNS, limits=limits)
         blocks = _tallied(spans, found, change, held)
         for block in whole_steps(blocks, path):
+            empty[np.isin(steps.step, block["step"])] = False
             _add_layers(found, block)
+        found.empty = int(np.count_nonzero(empty))
     except InputError as error:
         found.fault = str(error)
     whole = np.cumsum(change.reshape(len(STREAMS), lanes, BINS + 1), axis=2)[:, :, :BINS]

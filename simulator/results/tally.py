@@ -82,11 +82,9 @@ class Tally:
             self.energy.merge(other.energy)
 
 
-def tally(spans: Columns, steps: Steps, gpus: int, rates: EnergyRates | None, path: Path) -> Tally:
-    """Count the spans (`SPAN_COLUMNS` [n]) of the file at `path`, those of measured steps, but in
-    busy time what lies in measured steps of any of them.
-
-    Errors: InputError for a GPU that the run did not have.
+def tally(spans: Columns, steps: Steps, gpus: int, rates: EnergyRates | None) -> Tally:
+    """Count the spans (`SPAN_COLUMNS` [n], checked by `iter_spans`: all on one of the GPUs), those
+    of measured steps, but in busy time what lies in measured steps of any of them.
     """
     from simulator.results import tally_kernels as kernels
 
@@ -104,10 +102,6 @@ def tally(spans: Columns, steps: Steps, gpus: int, rates: EnergyRates | None, pa
     given = kernels.Spans(*for_kernel(spans, kernels.Spans._fields))
     kernels.count(given, kernels.Clock(steps.step, steps.start_s, steps.end_s, done_s), found)
     counts = found.counts.tolist()
-    if counts[kernels.NO_GPU]:
-        gpu = spans["gpu"]
-        wrong = int(gpu[(gpu < 0) | (gpu >= gpus)][0])
-        raise InputError(f"{path}: GPU {wrong}, but the run had {gpus} GPUs")
     whole = counts[kernels.MEASURED] == rows
     total.flops = float(np.sum(spans["flops"] if whole else spans["flops"][found.measured]))
     total.wasted_bytes = float(np.sum(found.wasted_bytes[: counts[kernels.WASTED]]))

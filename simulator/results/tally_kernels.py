@@ -13,8 +13,8 @@ from simulator.runfiles.spans import COMM, COMPUTE, DEMAND, PREFETCH
 Floats = NDArray[np.float64]
 Longs = NDArray[np.int64]
 
-PREFETCHES, USED, WASTED, FETCHES, LENT, MEASURED, NO_GPU = range(7)
-COUNTS = 7
+PREFETCHES, USED, WASTED, FETCHES, LENT, MEASURED = range(6)
+COUNTS = 6
 
 
 class Spans(NamedTuple):
@@ -45,7 +45,7 @@ class Found(NamedTuple):
 
     busy_s: [streams, gpus], within measured steps; of the spans of measured steps: bytes_by_kind
     [kinds], and wasted_bytes [n] of each prefetch that was not used; measured: [n]; counts:
-    [COUNTS], of which NO_GPU is 1 if a span is on a GPU that is not there.
+    [COUNTS].
     """
 
     busy_s: Floats
@@ -57,15 +57,11 @@ class Found(NamedTuple):
 
 @allocation_free
 def count(spans: Spans, clock: Clock, found: Found) -> None:
-    """Add up `spans`; `found` is given zeros. Stops where a GPU is not there."""
-    gpus = found.busy_s.shape[1]
+    """Add up `spans`, each on one of the GPUs of `found`, which is given zeros."""
     counts = found.counts
     at = 0
     for row in range(len(spans.step)):
         gpu, kind = spans.gpu[row], spans.kind[row]
-        if not 0 <= gpu < gpus:
-            counts[NO_GPU] += 1
-            return
         number = spans.step[row]
         if clock.step[at] != number:
             at = _last_until(clock.step, number)

@@ -23,6 +23,9 @@ MARKER = "unfinished-run"
 """A file in a partial directory, by which a later run knows it for one of ours, and locked while
 the run that made it lives."""
 
+_MOST = 1e300
+"""Of a run's figures, any unit."""
+
 
 @dataclass(frozen=True)
 class RunDir:
@@ -65,18 +68,41 @@ class RunDir:
         """What the run was, and its summary; its presence says that the run ended well."""
         return self.path / "result.json"
 
-    def read_result(self) -> dict[str, Any]:
-        """What `result.json` holds, {} if it cannot be read: for what is useful, not needed."""
+    def load_result(self) -> dict[str, Any]:
+        """What `result.json` holds; InputError if it is missing, damaged or of something else."""
+        path = self.result
         try:
-            found = json.loads(self.result.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            text = path.read_text(encoding="utf-8")
+            found = json.loads(text, parse_float=_number, parse_constant=_number)
+        except FileNotFoundError:
+            raise InputError(
+                f"{path}: is missing; is this the directory of a finished run?"
+            ) from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{path}: cannot be read, it is damaged or cut short") from error
+        if not isinstance(found, dict):
+            raise InputError(f"{path}: is not the result of a run")
+        return found
+
+    def read_result(self) -> dict[str, Any]:
+        """As `load_result`, {} if it cannot be read: for what is useful, not needed."""
+        try:
+            return self.load_result()
+        except InputError:
             return {}
-        return found if isinstance(found, dict) else {}
 
     def write_result(self, result: Mapping[str, object]) -> None:
         """Write `result.json`: sorted keys, indent 1; ValueError if a number is NaN or infinite."""
         text = json.dumps(result, sort_keys=True, indent=1, allow_nan=False)
         self.result.write_text(text + "\n", encoding="utf-8")
+
+
+def _number(text: str) -> float:
+    """A number of `result.json`; ValueError for NaN, infinity and what sums could make infinite."""
+    value = float(text)
+    if not abs(value) < _MOST:
+        raise ValueError(text)
+    return value
 
 
 @contextmanager
@@ -89,7 +115,7 @@ def open_run(out: Path | None) -> Iterator[RunDir]:
     Errors: InputError if `out` holds something, cannot be made, or is in use by what is not ours.
     """
     if out is None:
-        with tempfile.TemporaryDirectory(prefix="simulator-run-") as name:
+        with tempfile.TemporaryDirectory(prefix="simulator-run-") as name, _named(Path(name)):
             yield RunDir(Path(name))
         return
     target = Path(os.path.abspath(out))
@@ -97,7 +123,8 @@ def open_run(out: Path | None) -> Iterator[RunDir]:
     partial = target.parent / f".{target.name}.partial"
     lock = _make_partial(out, partial)
     try:
-        yield RunDir(partial)
+        with _named(out):
+            yield RunDir(partial)
         _refuse_taken(out, target)
         (partial / MARKER).unlink()
         try:
@@ -110,6 +137,17 @@ def open_run(out: Path | None) -> Iterator[RunDir]:
         raise
     finally:
         os.close(lock)
+
+
+@contextmanager
+def _named(out: Path) -> Iterator[None]:
+    """Give an OSError that says of no file what it is about (pyarrow's, of a full disk) `out`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(out)
+        raise
 
 
 def _refuse_taken(out: Path, target: Path) -> None:

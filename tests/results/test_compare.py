@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from results.test_kineto_read import kernels, write
 
 from simulator.api import simulate
+from simulator.cli import main
 from simulator.results.any_run import Read, read_any
 from simulator.results.compare import Comparison, Row, compare, flat, json_rows
 from simulator.results.compare_text import render, sentences, shown
@@ -59,7 +61,7 @@ def test_the_parts_add_up_to_the_change_of_the_step(two: tuple[Path, Path]) -> N
     parts = sum(row.difference or 0.0 for row in found.of("breakdown"))
     assert parts == pytest.approx(rows["step_time_s.mean"].difference, rel=1e-9)
     text = " ".join(sentences(found))
-    assert "B's step takes" in text
+    assert "B's step is" in text
     assert "fetch stall -" in text
     assert "misses less" in text
 
@@ -91,7 +93,8 @@ def test_a_run_and_its_own_trace_agree(two: tuple[Path, Path], tmp_path: Path) -
     assert rows["steps"].same
     for name in ("step_time_s.mean", "breakdown_s.compute", "breakdown_s.exposed_copies"):
         assert rows[name].ratio == pytest.approx(1, rel=0.01)
-    assert max(map(len, render(found).splitlines())) <= 80
+    # Below the two paths, which are as long as they are.
+    assert max(map(len, render(found).splitlines()[2:])) <= 80
 
 
 def test_two_traces(tmp_path: Path) -> None:
@@ -213,6 +216,38 @@ def test_a_damaged_run_gives_what_it_left(two: tuple[Path, Path], tmp_path: Path
         assert rest.summary[key] == whole.summary[key]
     assert rest.summary["step_time_s"]["mean"] == whole.summary["step_time_s"]["mean"]
     assert "gpus" not in rest.summary
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("gpus", None), ("step_time_s", {"mean": 1.0}), ("breakdown", {}), ("gpus", "sixteen")],
+)
+def test_a_summary_that_is_not_whole_is_not_shown(
+    two: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: Any
+) -> None:
+    """Beside damaged tables; what the other tables hold is."""
+    path = cut(two, tmp_path / "x")
+    result = json.loads((path / "result.json").read_text())
+    tokens_per_s = result["summary"]["throughput_tokens_per_s"]
+    if value is None:
+        del result["summary"][key]
+    else:
+        result["summary"][key] = value
+    (path / "result.json").write_text(json.dumps(result))
+    found = read_any(path)
+    assert not found.whole
+    assert found.summary["throughput_tokens_per_s"] == pytest.approx(tokens_per_s, rel=1e-12)
+    assert [fault.partition(":")[0] for fault in found.faults] == [
+        str(path / "spans.parquet"), str(path / "result.json")
+    ]  # fmt: skip
+    assert main(["analyze", str(path)]) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith("what can be read")
+    assert "result.json: 'summary' is not of this version" in said.err
+    assert main(["report", str(path)]) == 2
+    assert capsys.readouterr().err.count("'summary' is not of this version") <= 1
+    assert main(["compare", str(two[1]), str(path)]) == 2
+    assert capsys.readouterr().err.count("error: ") == 2
 
 
 def test_without_its_result_the_spans_still_tell(two: tuple[Path, Path], tmp_path: Path) -> None:

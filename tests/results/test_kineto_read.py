@@ -157,6 +157,9 @@ def test_what_has_no_usable_time_is_counted_and_left_out(tmp_path: Path) -> None
     assert found["kernels"] == 1
     assert found["window_s"] == pytest.approx(3e-6)
     assert found["notes"] == ["t.json: 7 events without a usable time were left out"]
+    (tmp_path / "t.json").write_text('{"traceEvents":[7,' + texts[-1] + "]}")
+    found = summarize(read_traces(tmp_path / "t.json"))
+    assert found["notes"] == ["t.json: 1 event without a usable time was left out"]
 
 
 @pytest.mark.parametrize("suffix", [".json", ".json.gz"])

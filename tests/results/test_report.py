@@ -133,7 +133,7 @@ def test_only_the_figures_are_left(tmp_path: Path) -> None:
     text = Elements(page_of(run.path)).text
     assert "x: 50 % of a step" in text
     assert text.count("is missing") == 5
-    assert "result.json: the summary is not of this version" in text
+    assert "result.json: 'summary' is not of this version" in text
 
 
 @pytest.mark.parametrize("served", [False, True])

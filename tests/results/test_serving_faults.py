@@ -11,10 +11,11 @@ import pytest
 
 from simulator.api import serve
 from simulator.errors import InputError
-from simulator.results.serving_faults import Made, fault_figures, spells_of
+from simulator.results.serving_faults import Made, fault_figures, first_tokens, spells_of
 from simulator.results.serving_timeline import render_timeline, timeline_figure
 from simulator.runfiles.incidents import read_incidents, write_incidents
-from simulator.runfiles.serving import StepWriter, write_requests
+from simulator.runfiles.serving import REQUEST_SCHEMA, StepWriter, write_requests
+from simulator.runfiles.tables import read_table
 
 NAMES = {"what": "gpu", "name": "gpu1", "do": "down"}
 ROWS: list[dict[str, Any]] = [
@@ -66,7 +67,8 @@ def test_availability_and_windows_by_hand(folder: Path) -> None:
     assert first["during"] == pytest.approx((20.0 + 12.0) / 3.0, rel=1e-12)
     assert first["after"] == pytest.approx(14.0, rel=1e-12)
     assert second["before"] == pytest.approx(14.0, rel=1e-12)
-    assert second["during"] == pytest.approx(10.0, rel=1e-12)  # to the last arrival, at 10 s
+    # To the last arrival, at 10 s, with that request's first token.
+    assert second["during"] == pytest.approx((20.0 + 1.0) / 2.0, rel=1e-12)
     assert second["after"] is None
 
 
@@ -83,6 +85,24 @@ def test_tokens_of_a_step_come_evenly_over_it(folder: Path) -> None:
     )
     assert made.rate(2.0, 2.0) is None
     assert made.rate(2.25, 2.75) == pytest.approx(114.0)
+
+
+def test_all_tokens_of_a_run_are_made_at_some_time(tmp_path: Path) -> None:
+    """A request's first token comes with its prompt: the steps do not count it as generated."""
+    served = serve(
+        "nvswitch16", "moe128-serving", requests="offline", out=tmp_path / "run",
+        overrides=["model.layers=2", "requests.limit=20", "requests.output=uniform:1:3"],
+    )  # fmt: skip
+    table = read_table(tmp_path / "run" / "requests.parquet", REQUEST_SCHEMA)
+    assert served.summary["finished"] == 20
+    for column, total in (("generated", table["output"].sum()), ("prompt", table["prompt"].sum())):
+        firsts_s = first_tokens(table) if column == "generated" else None
+        made = Made(tmp_path / "run", column, firsts_s=firsts_s)
+        assert made.up_to(np.array([0.0, 1e9])) == pytest.approx([0.0, total], rel=1e-12)
+    figure = timeline_figure(tmp_path / "run")
+    line = next(line for line in figure["data"] if line["name"] == "generated tokens/s")
+    width_s = table["end_s"].max() / len(line["x"])
+    assert sum(line["y"]) * width_s == pytest.approx(table["output"].sum(), rel=1e-3)
 
 
 def test_the_figure_has_a_band_for_each_fault(folder: Path) -> None:

@@ -174,3 +174,25 @@ def test_no_result_that_is_not_a_number(tmp_path: Path, value: float) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         RunDir(tmp_path).write_result({"summary": {"x": value}})
     assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": NaN}', "cannot be read, it is damaged or cut short"),
+        ('{"a": -Infinity}', "cannot be read, it is damaged or cut short"),
+        ('{"a": 1e999}', "cannot be read, it is damaged or cut short"),
+        ('{"a": 1e308}', "cannot be read, it is damaged or cut short"),
+        ('{"a": 1', "cannot be read, it is damaged or cut short"),
+        ("[1]", "is not the result of a run"),
+        (None, "is missing; is this the directory of a finished run?"),
+    ],
+)
+def test_a_result_that_no_run_writes(tmp_path: Path, text: str | None, said: str) -> None:
+    run = RunDir(tmp_path)
+    if text is not None:
+        run.result.write_text(text)
+    with pytest.raises(InputError) as caught:
+        run.load_result()
+    assert str(caught.value) == f"{tmp_path}/result.json: {said}"
+    assert run.read_result() == {}

@@ -204,6 +204,8 @@ def test_steps_without_spans_are_told(run: RunDir, capsys: pytest.CaptureFixture
     assert main(["analyze", str(run.path)]) == 0
     told = "1 of 2 measured steps has no spans: counted as idle"
     assert told in capsys.readouterr().out
+    main(["report", str(run.path)])
+    assert f"<li>{told}</li>" in (run.path / "report.html").read_text()
     pq.write_table(SPAN_SCHEMA.empty_table(), run.spans)
     assert main(["analyze", str(run.path)]) == 0
     assert "2 of 2 measured steps have no spans" in capsys.readouterr().out
@@ -213,3 +215,5 @@ def test_steps_without_spans_are_told(run: RunDir, capsys: pytest.CaptureFixture
 
 def test_a_whole_run_says_nothing_of_it(run: RunDir) -> None:
     assert "steps_without_spans" not in analyze(run.path, CONTEXT)
+    main(["report", str(run.path)])
+    assert "no spans" not in (run.path / "report.html").read_text()
