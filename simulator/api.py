@@ -205,6 +205,8 @@ def _write_timeline(folder: Path, html: Path, inputs: Inputs, summary: dict[str,
     """Write the page of a serving run in `folder`."""
     from simulator.results.page import write_page
     from simulator.results.serving_timeline import render_timeline
+    from simulator.results.summary import percent
+    from simulator.spec.units import counted
 
     title = f"{inputs.workload.name} served on {inputs.topology.name}"
     lines = [
@@ -213,9 +215,10 @@ def _write_timeline(folder: Path, html: Path, inputs: Inputs, summary: dict[str,
     ]
     if "faults" in summary:
         lines.append(
-            f"{summary['faults']:,} faults: groups were up {summary['availability']:.2%} of the "
-            f"time, GPUs {summary['availability_gpus']:.2%}; "
-            f"{summary['lost_requests']:,} requests lost"
+            f"{counted(summary['faults'], 'fault')}: groups were up "
+            f"{percent(summary['availability'])} of the time, GPUs "
+            f"{percent(summary['availability_gpus'])}; "
+            f"{counted(summary['lost_requests'], 'request')} lost"
         )
     write_page(html, render_timeline(folder, title, lines, summary.get("fault_windows", [])))
 
@@ -238,6 +241,8 @@ def _serving_context(inputs: Inputs, report: Report) -> ServingContext:
         gap_factor=math.exp(1.0 / BINS_PER_FACTOR),
         totals=report.totals,
         lost=report.lost,
+        kv_tokens=report.kv_blocks * asked.kv_block,
+        prompt_tokens=None if asked.chunked_prefill else asked.max_batched_tokens,
         usd_per_hour=inputs.topology.gpu.price_per_hour * report.gpus,
     )
 
@@ -250,7 +255,7 @@ def announced_compilation(say: Say | None) -> Iterator[None]:
         return
     from numba.core import event
 
-    lines = ["compiling the kernels (once, about 30 s) ..."]
+    lines = ["compiling kernels (each only once; the first run of all takes about 30 s) ..."]
     tell = say
 
     class Started(event.Listener):  # type: ignore[misc]  # numba has no types

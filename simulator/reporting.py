@@ -37,9 +37,9 @@ def write_report(
 
     path = Path(run)
     target = path / report.NAME if to is None else Path(to)
+    found = report.read(path, steps)
     if to is None and target.exists() and not report.is_report(target):
         raise InputError(f"{target}: is there already and no report; write another file")
-    found = report.read(path, steps)
     drawn = None
     if "input" in found.result:
         try:

@@ -7,6 +7,7 @@ limit, 2 for what the user must change (one line per fault), 130 when interrupte
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import os
 import sys
@@ -31,6 +32,9 @@ from simulator.cli import (
 )
 from simulator.cli.arguments import PROGRAM, Parser
 from simulator.errors import InputError
+from simulator.results.text import lay_out
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Command(NamedTuple):
@@ -58,25 +62,25 @@ COMMANDS = {
     "transfers": Command(
         arguments.transfers,
         commands.transfers,
-        "when each transfer of a file arrives, sharing links max-min fairly",
+        "when each transfer of a file arrives on links that all share",
         "transfers --topology h100x16-rail --flows flows.csv -o finished.csv",
     ),
     "collective": Command(
         arguments.collective,
         commands.collective,
-        "how long a collective operation takes, size by size, as nccl-tests tells it",
+        "how long a collective operation takes, size by size",
         "collective --topology dgx-h100 --op allreduce -b 8 -e 512M",
     ),
     "balance": Command(
         balance.arguments,
         balance.run,
-        "how evenly placements of experts spread recorded loads over GPUs",
+        "how evenly placements of experts spread recorded loads",
         "balance moe128-python --replicas 144 --gpus 16 --policy linear,eplb",
     ),
     "placement": Command(
         placement.arguments,
         placement.run,
-        "all-to-all time, hottest link and memory of placements of experts on clusters",
+        "all-to-all time, hottest link and memory of expert placements",
         "placement moe128-python --topology nvswitch16,h100x16-rail",
     ),
     "fit": Command(
@@ -94,19 +98,19 @@ COMMANDS = {
     "study": Command(
         arguments.study,
         commands.study,
-        "a published analysis simulated, every claim of it beside what was found",
+        "a published analysis simulated, every claim beside the finding",
         "study prophet --quick --out studies/prophet",
     ),
     "whatif": Command(
         whatif.arguments,
         whatif.run,
-        "one question asked many ways: a study of a run over axes, on all cores",
+        "one question asked many ways: runs along axes, on all cores",
         "whatif ep-degree --out studies/ep-degree",
     ),
     "list": Command(
         arguments.list_,
         commands.list_,
-        "what is shipped: topologies, workloads, transports, traces, studies, gpus, policies",
+        "what is shipped, by name: topologies, workloads, studies, ...",
         "list workloads",
     ),
     "show": Command(
@@ -118,31 +122,31 @@ COMMANDS = {
     "analyze": Command(
         analyze.arguments,
         analyze.run,
-        "the summary of a kept run, or of traces that PyTorch's profiler recorded",
+        "the summary of a kept run, or of traces of PyTorch's profiler",
         "analyze runs/first --json",
     ),
     "compare": Command(
         compare.arguments,
         compare.run,
-        "two runs, simulated or recorded, side by side, the differences explained",
+        "two runs, simulated or recorded, side by side and explained",
         "compare runs/first runs/second",
     ),
     "export": Command(
         export.arguments,
         export.run,
-        "traces of a kept run, one per GPU, for Perfetto and HolisticTraceAnalysis",
+        "traces of a kept run for Perfetto and HolisticTraceAnalysis",
         "export runs/first --steps 1-2 -o traces/first",
     ),
     "report": Command(
         report.arguments,
         report.run,
-        "a run kept with --out as one HTML page: what limits it, timeline, links",
+        "a kept run as one HTML page: what limits it, timeline, links",
         "report runs/first --steps 2-3 -o steps.html",
     ),
     "import": Command(
         arguments.import_,
         commands.import_,
-        "a recording to a routing trace, a machine's own listing to a topology",
+        "recordings to routing traces, machine listings to topologies",
         "import jsonl routing.jsonl -o routing.parquet",
     ),
     "routing-stats": Command(
@@ -154,7 +158,7 @@ COMMANDS = {
     "cache": Command(
         cache.arguments,
         cache.run,
-        "hit rates of expert caches on a routing trace, by policy and capacity",
+        "hit rates of expert caches, by policy and capacity",
         "cache moe128-python --capacity 8,16,32 --policy lru,lfu,belady",
     ),
 }
@@ -181,10 +185,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted; no files were kept", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read stdout has gone; Python would complain when it flushes once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         return 141
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}cannot be written: {os.strerror(error.errno)}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _silence()
+        return 2
     return 0
+
+
+def _silence() -> None:
+    """Nothing more to stdout, which takes no more; or Python complains when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(argv: list[str]) -> None:
@@ -210,7 +228,6 @@ def _dispatch(argv: list[str]) -> None:
 
 
 def _help() -> str:
-    width = max(map(len, COMMANDS)) + 2
     return "\n".join(
         [
             f"usage: {PROGRAM} --topology T --workload W [options]",
@@ -219,7 +236,7 @@ def _help() -> str:
             "How fast a Mixture-of-Experts model runs on a GPU cluster, and what limits it.",
             "",
             "commands:",
-            *(f"  {name:<{width}}{command.help}" for name, command in COMMANDS.items()),
+            lay_out(None, [(name, command.help) for name, command in COMMANDS.items()], indent=2),
             "",
             "examples:",
             *(f"  {PROGRAM} {command.example}" for command in COMMANDS.values()),

@@ -86,10 +86,10 @@ def _text(read: Read, width: int) -> str:
     if read.kind == "serving":
         from simulator.results.serving_summary import render as render_serving
 
-        return render_serving(read.summary, [], width)
+        return render_serving(read.summary, read.notes, width)
     from simulator.results.summary import render as render_run
 
-    return render_run(read.summary, width=width)
+    return render_run(read.summary, read.notes, width)
 
 
 def _partial(summary: Mapping[str, Any]) -> str:

@@ -73,6 +73,7 @@ def run(options: argparse.Namespace) -> None:
     from simulator.cli.flows import check_fresh
     from simulator.cli.output import print_json, say
     from simulator.policies.placement_file import write_placement
+    from simulator.results.text import lines_of
 
     check_fresh(options.output)
     names = _names(options)
@@ -87,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
         print_json(found)
     else:
         print(render(found))
-        say(moved_note(found, options.start))
+        say("\n".join(lines_of(moved_note(found, options.start), then="  ")))
     if options.output is not None:
         say(f"kept in {options.output}")
 
@@ -224,7 +225,7 @@ def moved_note(found: list[Row], start: str | None) -> str:
     where = "contiguous, one copy of each" if start is None else start
     line = f"moved: experts (of all layers) that a GPU did not hold before; from {where}"
     if found[0]["moved_bytes"] is None:
-        line += "\n--expert-bytes SIZE or --workload W turns them into bytes"
+        line += "; --expert-bytes SIZE or --workload W turns them into bytes"
     return line
 
 

@@ -12,7 +12,7 @@ from argparse import Namespace
 from simulator.cli.output import print_json, progress_bar, say, width
 from simulator.cli.pages import report_plotlyjs
 from simulator.errors import InputError
-from simulator.results.text import lay_out
+from simulator.results.text import lay_out, lines_of
 
 MANY_FLOWS = 50_000  # beyond, the exact network takes more than ten seconds
 
@@ -252,7 +252,8 @@ def import_(options: Namespace) -> None:
             seed=options.seed,
         )
         lines = report.lines()
-    print("\n".join([f"{options.file} -> {options.output}", *lines]))
+    print(f"{options.file} -> {options.output}")
+    print("\n".join(part for line in lines for part in lines_of(line, then="  ")))
 
 
 def list_(options: Namespace) -> None:

@@ -15,7 +15,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="the directory of a run kept with --out")
     parser.add_argument(
         "-o",
-        "--output",
+        "--out",
         required=True,
         metavar="DIR",
         help="a new directory for trace_rank0.json.gz and so on",
@@ -69,10 +69,10 @@ def run(options: Namespace) -> None:
     if ranks is None:
         ranks = range(_gpus_in(files.spans, gpus))
     try:
-        with open_run(Path(options.output)) as new:
+        with open_run(Path(options.out)) as new:
             found = export(path, new.path, ranks, steps, most, gpus)
     except OSError as error:
-        raise InputError(f"{options.output}: cannot be written: {error.strerror}") from error
+        raise InputError(f"{options.out}: cannot be written: {error.strerror}") from error
     say(
         f"{found.spans:,} spans of steps {found.first} to {found.last}, {len(found.paths):,} traces"
     )
@@ -81,7 +81,7 @@ def run(options: Namespace) -> None:
             f"note: steps {found.last + 1} to {found.cut} were left out: more than {most:,} spans "
             "(--max-spans)"
         )
-    print(options.output)
+    print(options.out)
 
 
 def _gpus_in(path: Path, gpus: int | None) -> int:

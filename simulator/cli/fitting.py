@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from simulator.cli.flows import check_fresh
 from simulator.errors import InputError
 from simulator.results.text import lay_out
+from simulator.spec.units import counted
 
 if TYPE_CHECKING:
     from simulator.spec.transport import Transport
@@ -134,24 +135,31 @@ def fit_rows(found: Fitted) -> list[dict[str, object]]:
 
 def render_fit(found: Fitted) -> str:
     """The fitted costs as a table, and the error."""
+    from simulator.results.summary import percent, size
+
     header = ("op", "algorithm", "launch", "per peer", "network", "half size", "efficiency")
     cells = [
         (
-            str(row["op"]),
-            str(row["algorithm"]),
-            f"{row['launch_us']:.2f} us",
-            f"{row['per_peer_us']:.2f} us",
-            f"{row['network_latency_us']:.2f} us",
-            f"{row['half_size_bytes']:.0f} B",
-            f"{row['nvlink']:.3f} {row['pcie']:.3f} {row['network']:.3f}",
+            op,
+            algorithm,
+            f"{1e6 * cost.launch_s:.2f} us",
+            f"{1e6 * cost.per_peer_s:.2f} us",
+            f"{1e6 * cost.network_latency_s:.2f} us",
+            size(round(cost.half_size_bytes)),
+            f"{cost.efficiency.nvlink:.2f} {cost.efficiency.pcie:.2f} "
+            f"{cost.efficiency.network:.2f}",
         )
-        for row in fit_rows(found)
+        for op, listed in found.transport.costs.items()
+        for algorithm, cost in listed.items()
     ]
     scales = [
         f"{gpu}: latency x {scale.latency:.3f}, efficiency x {scale.efficiency:.3f}"
         for gpu, scale in found.transport.scales.items()
     ]
-    told = f"{found.rows} rows, {found.parameters} parameters, error {found.error:.1%}"
+    told = (
+        f"{counted(found.rows, 'row')}, {counted(found.parameters, 'parameter')}, "
+        f"error {percent(found.error)}; efficiency over nvlink, pcie, network"
+    )
     return "\n".join([lay_out(header, cells, right=range(2, 7)), *scales, told])
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from simulator.cli.pages import check_html
 from simulator.errors import InputError
+from simulator.spec.units import counted
 
 if TYPE_CHECKING:
     from simulator.spec.schema import Topology
@@ -59,7 +60,6 @@ def figures_line(found: Topology, shown: dict[str, Any]) -> str:
         longest = reach["longest_links"]
         parts += [
             f"bisection {size(reach['bisection_bytes_per_s'])}/s each way",
-            f"diameter {longest} {'link' if longest == 1 else 'links'}, "
-            f"{duration(reach['longest_latency_s'])}",
+            f"diameter {counted(longest, 'link')}, {duration(reach['longest_latency_s'])}",
         ]
     return " · ".join(parts)

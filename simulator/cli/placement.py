@@ -87,6 +87,7 @@ def run(options: argparse.Namespace) -> None:
     """Print a row for each topology and policy."""
     from simulator.cli.flows import check_fresh, write_fresh
     from simulator.cli.output import print_json, progress_bar, say
+    from simulator.results.text import lines_of
     from simulator.spec.load import load_topology
 
     check_fresh(options.output)
@@ -109,7 +110,7 @@ def run(options: argparse.Namespace) -> None:
     else:
         print(render(found))
         for line in said(wanted, found):
-            say(line)
+            say("\n".join(lines_of(line, then="  ")))
     if options.output is not None:
         say(f"kept in {options.output}")
 
@@ -222,7 +223,7 @@ def render(found: list[Row]) -> str:
                 f"{row['max_over_mean']:.3f}",
                 f"{row['expert_GiB']:.1f}",
                 size(row["moved_bytes"]),
-                f"{row['hottest_link'].replace(' ', '')} {100 * row['hottest_link_busy']:.0f}%",
+                f"{row['hottest_link'].replace(' ', '')} {100 * row['hottest_link_busy']:.0f} %",
             )
             for row in mine
         ]

@@ -23,10 +23,14 @@ from simulator.spec.load import (
     load_workload,
 )
 from simulator.spec.schema import Gpu, Topology, Workload
+from simulator.spec.units import counted
 
 if TYPE_CHECKING:
     from simulator.cluster.figures import Figures
     from simulator.cluster.graph import Graph
+
+MOST_NAMES = 16
+"""So many names of nodes, or ranges of them, are shown."""
 
 Shown = tuple[dict[str, Any], str]
 
@@ -57,8 +61,9 @@ def topology(name: str, on: str | None, overrides: Sequence[str]) -> Shown:
         lay_out(
             None,
             [
-                ("GPUs", f"{count} x {gpu.name}, {_gpu_line(gpu)}"),
+                ("GPUs", f"{count:,} x {gpu.name}, {_gpu_line(gpu)}"),
                 ("wiring", found.build.kind),
+                ("nodes", ", ".join(_named(graph))),
             ],
         ),
         "",
@@ -152,7 +157,6 @@ def _reach(found: Figures | tuple[str, str] | None) -> list[tuple[str, str]]:
     if isinstance(found, tuple):
         return [("bisection", f"none: no path of links from {found[0]} to {found[1]}")]
     source, target = found.hottest_link
-    links = "link" if found.longest_links == 1 else "links"
     seen = "" if found.all_routes else " (from the first GPU's routes, links alike taken together)"
     return [
         (
@@ -162,7 +166,7 @@ def _reach(found: Figures | tuple[str, str] | None) -> list[tuple[str, str]]:
         ),
         (
             "diameter",
-            f"{found.longest_links} {links}, {duration(found.longest_latency_s)}: "
+            f"{counted(found.longest_links, 'link')}, {duration(found.longest_latency_s)}: "
             f"{' to '.join(found.longest_route)}{'' if found.all_routes else ', of the first GPU'}",
         ),
         (
@@ -171,6 +175,25 @@ def _reach(found: Figures | tuple[str, str] | None) -> list[tuple[str, str]]:
             f"{found.hottest_bytes:,.6g} B, {1e9 * found.hottest_seconds_per_byte:.3g} ns{seen}",
         ),
     ]
+
+
+def _named(graph: Graph) -> list[str]:
+    """Names of the nodes, as `changes` and faults take them: "gpu0-15" for gpu0 to gpu15."""
+    names: dict[tuple[str, bool], set[int]] = {}
+    for name in map(str, graph):
+        stem = name.rstrip("0123456789")
+        digits = name[len(stem) :]
+        if digits and digits == str(int(digits)):
+            names.setdefault((stem, True), set()).add(int(digits))
+        else:
+            names[name, False] = set()
+    told: list[str] = []
+    for (stem, _), numbers in names.items():
+        first = sorted(number for number in numbers if number - 1 not in numbers)
+        last = sorted(number for number in numbers if number + 1 not in numbers)
+        ranges = (f"{a}-{b}" if b > a else f"{a}" for a, b in zip(first, last, strict=True))
+        told += [f"{stem}{one}" for one in ranges] or [stem]
+    return told if len(told) <= MOST_NAMES else [*told[:MOST_NAMES], "..."]
 
 
 def _links(graph: Graph) -> list[Links]:
@@ -212,6 +235,7 @@ def _model_rows(found: Workload, figures: dict[str, float]) -> list[tuple[str, s
 
 def _traffic_rows(found: Workload) -> list[tuple[str, str]]:
     traffic, routing, transport = found.traffic, found.routing, found.transport
+    warm_up = f" after {traffic.warmup_steps} of warm-up" if traffic.warmup_steps else ""
     resident = "every expert resident"
     if found.expert_slots is not None:
         resident = (
@@ -221,8 +245,8 @@ def _traffic_rows(found: Workload) -> list[tuple[str, str]]:
     return [
         (
             "traffic",
-            f"{traffic.phase}, {traffic.tokens_per_gpu:,} tokens per GPU, context "
-            f"{traffic.context:,}; {traffic.steps} steps after {traffic.warmup_steps} of warm-up",
+            f"{traffic.phase}, {counted(traffic.tokens_per_gpu, 'token')} per GPU, context "
+            f"{traffic.context:,}; {counted(traffic.steps, 'step')}{warm_up}",
         ),
         ("routing", f"{routing.source} ({routing.tokens} tokens, layers {routing.layer_map})"),
         ("access", f"{found.expert_access}; {resident}"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from simulator.cli.arguments import Parser, add_json, add_set, whole
 from simulator.errors import InputError
 from simulator.results.text import WIDTH, lay_out, wrapped
+from simulator.spec.units import counted
 
 if TYPE_CHECKING:
     from simulator.studies.whatif.run import Found
@@ -78,7 +79,7 @@ def run(options: Namespace) -> None:
     else:
         print(render(found))
     if found.kept:
-        say(f"{found.kept} points were there, {found.ran} were run")
+        say(f"{counted(found.kept, 'point')} kept from before, {found.ran:,} run now")
     say(f"kept in {out}: report.html, report.md, report.tex, table.csv")
     broken = [point for point in found.points if point.row["status"] == "error"]
     if broken:
@@ -93,19 +94,17 @@ def run(options: Namespace) -> None:
 
 def render(found: Found) -> str:
     """The table, which axis matters, and the answer, in at most 80 columns."""
-    import textwrap
-
     from simulator.studies.whatif.answer import answer, best_rows, notes
     from simulator.studies.whatif.texts import sensitivity_rows
 
     header, rows, cut = best_rows(found, MOST_ROWS)
-    parts = [textwrap.fill(found.study.question, WIDTH), *([cut] if cut else [])]
+    parts = [wrapped(found.study.question, ""), *([cut] if cut else [])]
     parts.append(_fitted(header, rows))
     sensitivity = sensitivity_rows(found)
     if sensitivity and len(found.study.axes) > 1:
         parts.append("Share of the variance that each axis explains:")
         parts.append(_fitted(sensitivity[0], sensitivity[1:]))
-    parts.append(textwrap.fill(answer(found), WIDTH))
+    parts.append(wrapped(answer(found), ""))
     told = notes(found)
     if told:
         parts.append("\n".join(wrapped(note, "note: ") for note in told))
@@ -116,6 +115,9 @@ def _fitted(header: list[str], rows: list[list[str]]) -> str:
     """A table of at most 80 columns: empty columns go, then whole columns move to further tables,
     the first column (what a row is) standing before each.
     """
+    from simulator.studies.whatif.texts import right_columns
+
+    right = right_columns(rows)
     full = [at for at in range(len(header)) if at == 0 or any(row[at] for row in rows)]
     widths = {at: max(len(line[at]) for line in [header, *rows]) for at in full}
     last_free = full[-1] if header[full[-1]] == "note" else -1
@@ -127,6 +129,10 @@ def _fitted(header: list[str], rows: list[list[str]]) -> str:
             tables.append([full[0]])
         tables[-1].append(at)
     return "\n\n".join(
-        lay_out([header[at] for at in part], [[row[at] for at in part] for row in rows])
+        lay_out(
+            [header[at] for at in part],
+            [[row[at] for at in part] for row in rows],
+            right=[place for place, at in enumerate(part) if at in right],
+        )
         for part in tables
     )

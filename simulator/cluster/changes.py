@@ -74,4 +74,7 @@ def _links(graph: Graph, name: str) -> list[tuple[Any, Any]]:
 def _absent(graph: Graph, key: str, word: str, known: list[str]) -> InputError:
     more = ", ..." if len(known) > _SHOWN else ""
     hint = did_you_mean(word, known) or f"; known: {', '.join(known[:_SHOWN])}{more}"
-    return InputError(f"topology {graph.name}: changes.{key}: nothing is named {word!r}{hint}")
+    write = "" if "->" in key else "; a link is written 'nic0 -> leaf0', both ways 'nic0 <-> leaf0'"
+    return InputError(
+        f"topology {graph.name}: changes.{key}: nothing is named {word!r}{hint}{write}"
+    )

@@ -14,7 +14,7 @@ from pathlib import Path
 from simulator.errors import InputError
 from simulator.spec import catalogue
 from simulator.spec.document import parse_document
-from simulator.spec.units import QuantityError, did_you_mean, parse_quantity
+from simulator.spec.units import QuantityError, counted, did_you_mean, parse_quantity
 
 # What readers call the nodes that they make; no device of a file may have such a name.
 OUR_NAMES = re.compile(r"(gpu|cpu|dram|pcie|leaf)\d+|nvswitch|pcie-.*")
@@ -185,8 +185,8 @@ def write_topology(
         raise InputError(f"{target}: {error.strerror or error}") from None
     switches = sum(kind == "pcie" for kind in host.nodes.values())
     return [
-        f"{about}: {len(host.nics)} NICs, {switches} PCIe switches per host, "
-        f"{len(links)} directed links in all",
+        f"{about}: {counted(len(host.nics), 'NIC')}, {counted(switches, 'PCIe switch', 'es')} "
+        f"per host, {counted(len(links), 'directed link')} in all",
         *host.sources,
         *assumed,
     ]

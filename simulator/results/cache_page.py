@@ -33,6 +33,7 @@ table { border-collapse: collapse; font-size: 0.87rem; font-variant-numeric: tab
 th, td { padding: 0.15rem 0.7rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--frame); }
 th:first-child, td:first-child { text-align: left; }
+@media (max-width: 500px) { th, td { padding-inline: 0 0.5rem; } table { font-size: 0.8rem; } }
 </style>
 @LIBRARY@
 </head>
@@ -142,7 +143,9 @@ def hit_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     def shown(value: Any) -> str:
-        return f"{value:.4f}" if isinstance(value, float) else html.escape(str(value))
+        if isinstance(value, float):
+            return f"{value:.4f}"
+        return f"{value:,}" if isinstance(value, int) else html.escape(str(value))
 
     head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
     body = "".join(

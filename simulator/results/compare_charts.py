@@ -25,7 +25,7 @@ from simulator.results.report_charts import (
 from simulator.results.report_read import Run
 from simulator.results.report_run import LAYER_WORDS, PARTS, accesses_of, use_of
 from simulator.results.report_scan import LAYER_PARTS
-from simulator.results.summary import ENERGY_PARTS
+from simulator.results.summary import energy_parts
 from simulator.runfiles.spans import KINDS, STREAMS
 from simulator.runfiles.tables import iter_spans
 
@@ -313,10 +313,10 @@ def cost_section(found: Comparison) -> Section | None:
     before = "energy.joules_per_step_by_part."
     parts = [key for key in left if key.startswith(before) and (left[key] or right.get(key))]
     if parts and any(right.get(key) for key in parts):
-        names = [key.removeprefix(before) for key in parts]
+        names = energy_parts(key.removeprefix(before) for key in parts)
         figure = _grouped(
-            [ENERGY_PARTS.get(name, name.replace("link_", "links, ")) for name in names],
-            [[of.get(key) for key in parts] for of in (left, right)],
+            list(names.values()),
+            [[of.get(before + name) for name in names] for of in (left, right)],
             "energy of a step, J",
             "%{y}: %{x:.4g} J",
         )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from simulator.errors import InputError
 from simulator.results import compare_charts, compare_serving, report_page
 from simulator.results.compare import Comparison, Row
-from simulator.results.compare_text import notes_of, sentences, told, words_of
+from simulator.results.compare_text import given, notes_of, sentences, told, words_of
 from simulator.results.report import title_of
 from simulator.results.report_charts import Section, table
 from simulator.results.report_facts import command_of, copied
@@ -137,10 +137,7 @@ def _inputs(found: Comparison) -> list[Section]:
     rows = found.of("input")
     if not rows:
         return [Section("inputs", "Inputs", "A and B had the same.")]
-    cells = [
-        (row.figure, *("(none)" if value is None else str(value) for value in (row.a, row.b)))
-        for row in rows[:MOST_INPUTS]
-    ]
+    cells = [given(row) for row in rows[:MOST_INPUTS]]
     left = len(rows) - MOST_INPUTS
     text = "What differs in the resolved inputs and in the commands."
     text += f" {left:,} more are left out; compare --json has all." if left > 0 else ""

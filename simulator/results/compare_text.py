@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from simulator.results.as_written import as_written
 from simulator.results.summary import (
     ABSENT,
     dollars,
@@ -16,6 +16,7 @@ from simulator.results.summary import (
     size,
     watts,
 )
+from simulator.results.text import WIDTH, lines_of, wrapped
 
 if TYPE_CHECKING:
     from simulator.results.compare import Comparison, Row
@@ -123,6 +124,8 @@ def _signed(key: str, row: Row) -> str:
     text = shown(key, abs(change))
     if text.endswith(" %"):
         text = f"{text[:-2]} pp"
+    if text.startswith("<"):
+        return text
     return f"{'+' if change > 0 else '-'}{text}"
 
 
@@ -162,7 +165,7 @@ def render(found: Comparison) -> str:
         f"B  {found.b.path} ({words_of(found.b.kind)})",
     ]
     sections = ["\n".join(lines)]
-    sections += [textwrap.fill(sentence, 80) for sentence in sentences(found)]
+    sections += [wrapped(sentence, "") for sentence in sentences(found)]
     for section, title in _TITLES.items():
         rows = found.of(section)
         if rows:
@@ -170,7 +173,7 @@ def render(found: Comparison) -> str:
     if found.a.input is not None and found.b.input is not None:
         sections.append(_inputs(found.of("input")))
     for note in notes_of(found):
-        sections.append(textwrap.fill(f"note: {note}", 80, subsequent_indent="      "))
+        sections.append(wrapped(note, "note: "))
     return "\n\n".join(sections) + "\n"
 
 
@@ -207,16 +210,16 @@ def _inputs(rows: Sequence[Row]) -> str:
         return "Inputs: the same"
     lines = [f"Inputs that differ ({len(rows):,})"]
     for row in rows[:_MOST_INPUTS]:
-        text = f"{row.figure}: {_told(row.a)} -> {_told(row.b)}"
-        lines += textwrap.wrap(
-            text, 80, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
-        )
+        key, a, b = given(row)
+        lines += lines_of(f"{key}: {a} -> {b}", WIDTH, "  ", "      ")
     left = len(rows) - _MOST_INPUTS
     return "\n".join([*lines, *([f"  ... and {left:,} more; --json has all"] if left > 0 else [])])
 
 
-def _told(value: object) -> str:
-    return "(none)" if value is None else str(value)
+def given(row: Row) -> tuple[str, str, str]:
+    """A row of the inputs as they are written: its key, and what A and B were given."""
+    key, a = as_written(row.figure, row.a)
+    return key, a, as_written(row.figure, row.b)[1]
 
 
 def sentences(found: Comparison) -> list[str]:
@@ -269,9 +272,9 @@ def _longer(row: Row, what: str) -> str:
     by = shown(row.figure, abs(row.b - row.a))
     a, b = shown(row.figure, row.a), shown(row.figure, row.b)
     if a == b:
-        return f"B's {what} takes {by} ({percent(abs(row.b / row.a - 1))}) {change} than A's {a}"
+        return f"B's {what} is {by} ({percent(abs(row.b / row.a - 1))}) {change} than A's {a}"
     of = f", {_ratio(row)} as long" if row.ratio is not None else ""
-    return f"B's {what} takes {by} {change} than A's ({a} -> {b}{of})"
+    return f"B's {what} is {by} {change} than A's ({a} -> {b}{of})"
 
 
 def _step(rows: dict[str, Row], found: Comparison) -> list[str]:

@@ -16,9 +16,9 @@ from simulator.results.report_charts import Chart, Section, bars, layout, rounde
 from simulator.results.report_read import Run
 from simulator.results.summary import (
     ABSENT,
-    ENERGY_PARTS,
     dollars,
     duration,
+    energy_parts,
     joules,
     number,
     percent,
@@ -44,7 +44,7 @@ def headline(run: Run) -> str:
         sentence = _served(summary) if summary and run.is_serving else ""
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         cards, sentence = [], ""
-        run.faults.append(f"result.json: the summary is not of this version ({error!r})")
+        _refuse_summary(run, error)
     sentence = sentence or str(summary.get("bottleneck_sentence", ""))
     parts = []
     if run.faults:
@@ -62,9 +62,8 @@ def headline(run: Run) -> str:
             for value, words in cards
         )
         parts.append(f'<div class="cards">{drawn}</div>')
-    notes = run.result.get("notes", [])
-    if notes:
-        lines = "".join(f"<li>{html.escape(str(note))}</li>" for note in notes)
+    if run.notes:
+        lines = "".join(f"<li>{html.escape(note)}</li>" for note in run.notes)
         parts.append(f'<ul class="notes">{lines}</ul>')
     return "\n".join(parts)
 
@@ -74,13 +73,14 @@ def _run_cards(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     gpus = summary["gpus"]
     times = summary["step_time_s"]
+    per_step = summary["tokens"] / summary["steps"]
+    tokens = f"{per_step:,.0f}" if per_step.is_integer() else number(per_step, 4)
     cards = [
         (f"{number(summary['throughput_tokens_per_s'], 4)} tokens/s", f"on {gpus:,} GPUs"),
         (f"{number(summary['throughput_tokens_per_s_per_gpu'])} tokens/s", "per GPU"),
         (
             duration(times["mean"]),
-            f"a step of {number(summary['tokens'] / summary['steps'], 4)} tokens, mean of "
-            f"{summary['steps']:,}",
+            f"a step of {tokens} tokens, mean of {summary['steps']:,}",
         ),
         (percent(summary["mfu"]), "of the GPUs' peak FLOP/s (MFU)"),
     ]
@@ -114,7 +114,7 @@ def _served(summary: Mapping[str, Any]) -> str:
     ended += f"; the busiest group has a step under way {percent(busy)} of the time"
     if summary["longest_queue"]:
         ended += f", and at most {summary['longest_queue']:,} requests wait in a group"
-    return ended + "."
+    return ". ".join([ended, *serving_summary.rejections(summary)]) + "."
 
 
 def _serving_cards(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -210,11 +210,9 @@ def cost_section(run: Run) -> Section | None:
         return None
     charts: tuple[Chart, ...] = ()
     if energy:
-        parts = {
-            ENERGY_PARTS.get(name, name.replace("link_", "links, ")): value
-            for name, value in energy["joules_per_step_by_part"].items()
-            if value
-        }
+        by_part = energy["joules_per_step_by_part"]
+        parts = {words: by_part[name] for name, words in energy_parts(by_part).items()}
+        parts = {words: value for words, value in parts.items() if value}
         figure: Figure = {
             "data": [
                 bars(
@@ -279,7 +277,7 @@ def reproduce_section(run: Run) -> Section:
         try:
             parts.append(_folded("The summary as text", "as-text", _as_text(run)))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            run.faults.append(f"result.json: the summary is not of this version ({error!r})")
+            _refuse_summary(run, error)
         figures = json.dumps(run.summary, indent=1, sort_keys=True)
         parts.append(_folded("All figures (JSON)", "figures-json", figures))
     if "input" in result:
@@ -287,6 +285,13 @@ def reproduce_section(run: Run) -> Section:
         parts.append(_folded("Resolved input: every default, SI units (JSON)", "input", given))
     text = "" if command else "The result.json of this run does not say with which command."
     return Section("reproduce", "Run it again", text, body="\n".join(parts))
+
+
+def _refuse_summary(run: Run, error: Exception) -> None:
+    """Say, once, that the figures that a run left are not all there."""
+    fault = f"result.json: 'summary' is not of this version ({type(error).__name__}: {error})"
+    if fault not in run.faults:
+        run.faults.append(fault)
 
 
 def _as_text(run: Run) -> str:

@@ -21,7 +21,7 @@ from simulator.results.report_charts import (
 )
 from simulator.results.report_read import Run
 from simulator.results.report_scan import add_to_bins
-from simulator.results.serving_faults import Spell, spells_of
+from simulator.results.serving_faults import Spell, first_tokens, spells_of
 from simulator.results.summary import duration
 from simulator.runfiles.incidents import read_incidents
 from simulator.runfiles.serving import OUTCOMES
@@ -124,20 +124,14 @@ def _steps_over_time(
     run: Run, steps: Columns, x: list[Any], unit: str, bin_s: float
 ) -> list[Chart]:
     told = f"%{{x}} {unit}: %{{y:.3g}} tokens/s"
+    made = {name: _spread(steps, name, bin_s, len(x)) for name in ("prompt", "generated")}
+    if run.requests is not None:
+        firsts_s = first_tokens(run.requests)
+        made["generated"] += _binned(firsts_s, np.ones(len(firsts_s)), bin_s, len(x))
     tokens: Figure = {
         "data": [
-            line(
-                name,
-                x,
-                rounded(_spread(steps, column, bin_s, len(x)) / bin_s),
-                colour,
-                told,
-                shape="hvh",
-            )
-            for name, column, colour in (
-                ("prompt", "prompt", "@pcie"),
-                ("generated", "generated", "@spine"),
-            )
+            line(name, x, rounded(made[name] / bin_s), colour, told, shape="hvh")
+            for name, colour in (("prompt", "@pcie"), ("generated", "@spine"))
         ],
         "layout": layout(f"time, {unit}", "tokens/s", 280),
     }

@@ -35,9 +35,10 @@ p.limit { font-size: 1.12rem; margin: 0.7rem 0; padding: 0.6rem 0.9rem; backgrou
   border-left: 4px solid var(--accent); border-radius: 4px; }
 nav { position: sticky; top: 0; z-index: 5; display: flex; gap: 0.3rem 1rem; align-items: center;
   padding: 0.5rem 0; background: var(--page); border-bottom: 1px solid var(--frame);
-  font-size: 0.9rem; }
+  font-size: 0.86rem; }
 nav .links { display: flex; gap: 0.1rem 0.9rem; overflow-x: auto; white-space: nowrap;
   scrollbar-width: thin; }
+@media (min-width: 900px) { nav .links { flex-wrap: wrap; } }
 nav a { color: var(--text); text-decoration: none; padding: 0.15rem 0; }
 nav a:hover { text-decoration: underline; }
 .themes { margin-left: auto; display: flex; flex: none; }
@@ -84,6 +85,7 @@ pre { margin: 0.4rem 0; padding: 0.7rem 4.5rem 0.7rem 0.8rem; background: var(--
   font: 0.82rem/1.4 ui-monospace, monospace; }
 pre[id^=command] { white-space: pre-wrap; overflow-wrap: anywhere; }
 @media print { nav { display: none; } }
+@media (max-width: 500px) { th, td { padding-inline: 0 0.5rem; } table { font-size: 0.8rem; } }
 </style>
 @LIBRARY@
 </head>

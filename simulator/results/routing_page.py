@@ -55,6 +55,7 @@ table { border-collapse: collapse; font-size: 0.87rem; font-variant-numeric: tab
 th, td { padding: 0.15rem 0.7rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--frame); }
 th { font-weight: 600; vertical-align: bottom; }
+@media (max-width: 500px) { th, td { padding-inline: 0 0.5rem; } table { font-size: 0.8rem; } }
 </style>
 @LIBRARY@
 </head>

@@ -28,7 +28,9 @@ class ServingContext:
     slo: limits in seconds by name (ttft_s, tpot_s, e2e_s; None: no limit); gap_counts: how many
     gaps between successive tokens of a request fell into each bin, gap_first_s and gap_factor: the
     first bin's lower edge and the ratio of neighbours; totals: counts kept while it ran;
-    usd_per_hour: of all GPUs; lost: requests that failed because of faults (None: no timeline).
+    usd_per_hour: of all GPUs; lost: requests that failed because of faults (None: no timeline);
+    kv_tokens: what the KV cache of a GPU holds; prompt_tokens: the longest prompt that a step takes
+    where none is cut (both None: not known, or no limit).
     """
 
     gpus: int
@@ -42,6 +44,8 @@ class ServingContext:
     totals: Mapping[str, float]
     usd_per_hour: float
     lost: int | None = None
+    kv_tokens: int | None = None
+    prompt_tokens: int | None = None
 
 
 def analyze_serving(folder: Path, of: ServingContext) -> dict[str, Any]:
@@ -75,6 +79,7 @@ def analyze_serving(folder: Path, of: ServingContext) -> dict[str, Any]:
     return {
         "requests": int(counted.sum()),
         **counts,
+        "rejections": _rejections(table, counted, of),
         "not_counted": int((~counted).sum()),
         "duration_s": span_s,
         "requests_per_s": _rate(int(finished.sum()), span_s),
@@ -101,6 +106,28 @@ def analyze_serving(folder: Path, of: ServingContext) -> dict[str, Any]:
         "groups": of.groups,
         **broken,
     }
+
+
+def _rejections(
+    table: Columns, counted: NDArray[np.bool_], of: ServingContext
+) -> list[dict[str, Any]]:
+    """Why requests were rejected: for each reason how many, the limit, and the longest of them in
+    tokens. One that is too long for two reasons is counted under the first.
+    """
+    left = counted & (table["outcome"] == OUTCOMES.index("rejected"))
+    prompt = table["prompt"].astype(np.int64)
+    found: list[dict[str, Any]] = []
+    for reason, tokens, limit in (
+        ("kv_memory", prompt + table["output"], of.kv_tokens),
+        ("step_tokens", prompt, of.prompt_tokens),
+    ):
+        mine = left & (tokens > limit) if limit is not None else np.zeros_like(left)
+        if mine.any():
+            most = int(tokens[mine].max())
+            count = int(mine.sum())
+            found.append({"reason": reason, "requests": count, "limit": limit, "longest": most})
+        left &= ~mine
+    return found
 
 
 def littles_law(table: Columns) -> dict[str, float]:

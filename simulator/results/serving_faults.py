@@ -69,7 +69,7 @@ def fault_figures(folder: Path, gpus: int, groups: int, lost: int, warmup_s: flo
     last_s = float(table["arrival_s"].max())
     if any(spell.begin_s >= last_s for spell in spells):
         last_s = end_s
-    made = Made(folder, "generated")
+    made = Made(folder, "generated", firsts_s=first_tokens(table))
     cuts = {
         warmup_s,
         last_s,
@@ -125,11 +125,20 @@ def _up_seconds(rows: Sequence[Row], groups: int, ranks: int, end_s: float) -> t
     return group_s, gpu_s
 
 
+def first_tokens(requests: Columns) -> Floats:
+    """When each request had its first token, float64 [those that had one], sorted: the pass over
+    the prompt makes it, so that it is not among those that a step generates.
+    """
+    first_s: Floats = requests["first_s"]
+    return np.sort(first_s[first_s >= 0.0])
+
+
 class Made:
     """Tokens of a column of the steps up to any time: those of a step come evenly over it."""
 
-    def __init__(self, folder: Path, *columns: str) -> None:
-        """columns: of `steps.parquet`, summed."""
+    def __init__(self, folder: Path, *columns: str, firsts_s: Floats | None = None) -> None:
+        """columns: of `steps.parquet`, summed; firsts_s: of tokens that come beside, sorted."""
+        self._firsts_s = np.zeros(0) if firsts_s is None else firsts_s
         steps = steps_of(folder, columns)
         took_s = steps["end_s"] - steps["start_s"]
         there = took_s > 0.0
@@ -145,9 +154,10 @@ class Made:
 
     def up_to(self, time_s: Floats) -> Floats:
         """Tokens made until each time."""
-        if len(self._time_s) == 1:
-            return np.zeros(len(time_s))
-        return np.asarray(np.interp(time_s, self._time_s[:-1], self._made), dtype=np.float64)
+        made = np.searchsorted(self._firsts_s, time_s, side="right").astype(np.float64)
+        if len(self._time_s) > 1:
+            made += np.interp(time_s, self._time_s[:-1], self._made)
+        return made
 
     def rate(self, start_s: float, end_s: float) -> float | None:
         """Tokens/s between two times; None if there is no time between them."""

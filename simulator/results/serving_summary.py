@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simulator.results.summary import duration, number, percent, size
+from simulator.results.text import lines_of
 
 Summary = Mapping[str, Any]
 
@@ -16,6 +17,12 @@ SHOWN = (
     ("itl_s", "ITL", "between two tokens"),
     ("e2e_s", "E2E", "to the last token"),
 )
+_REASONS = {
+    "kv_memory": "prompt and output of up to {longest:,} tokens, but the KV cache of a GPU holds "
+    "{limit:,}",
+    "step_tokens": "prompts of up to {longest:,} tokens, which are not cut (chunked_prefill: "
+    "false), but a step takes {limit:,}",
+}
 COLUMNS = ("mean", "p50", "p90", "p95", "p99", "max")
 
 
@@ -39,6 +46,8 @@ def _head(summary: Summary) -> list[str]:
         f"Requests  {summary['requests']:,} in {duration(summary['duration_s'])}: "
         + ", ".join(counts)
     ]
+    for told in rejections(summary):
+        lines += lines_of(told, first=" " * 10, then=" " * 12)
     if summary["not_counted"]:
         lines.append(f"          {summary['not_counted']:,} more came in the warm-up")
     if summary["requests_per_s"] is None:
@@ -70,6 +79,14 @@ def _head(summary: Summary) -> list[str]:
             f"${summary['usd_per_1m_tokens']:.2f} per 1 M tokens in and out"
         )
     return lines
+
+
+def rejections(summary: Summary) -> list[str]:
+    """Why requests were rejected, a sentence for each reason."""
+    return [
+        f"{found['requests']:,} rejected: " + _REASONS[found["reason"]].format(**found)
+        for found in summary.get("rejections", [])
+    ]
 
 
 def _latencies(summary: Summary) -> list[str]:
@@ -111,11 +128,9 @@ def _inside(summary: Summary) -> list[str]:
         f"{duration(summary['mean_step_s'])} on average; the longest "
         f"{duration(summary['longest_step_s'])}",
     ]
-    busy = summary["busy_share"]
-    lines.append(
-        f"Groups    busy {percent(min(busy))} to {percent(max(busy))} of the time; "
-        f"longest queue {summary['longest_queue']:,}"
-    )
+    least, most = (percent(of(summary["busy_share"])) for of in (min, max))
+    busy = least if least == most else f"{least} to {most}"
+    lines.append(f"Groups    busy {busy} of the time; longest queue {summary['longest_queue']:,}")
     lines.append(
         f"KV cache  at most {percent(summary['peak_kv_share'])} in use; "
         f"{summary['preemptions']:,} preemptions; "

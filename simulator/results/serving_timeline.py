@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from simulator.results.cache_page import _PAGE, _SCRIPT
 from simulator.results.colours import Figure, palettes
 from simulator.results.page import COLOURED, library_tag, script_json
-from simulator.results.serving_faults import Made, Spell, spells_of, steps_of
+from simulator.results.serving_faults import Made, Spell, first_tokens, spells_of, steps_of
 from simulator.results.summary import duration, number
 from simulator.runfiles.incidents import read_incidents
 from simulator.runfiles.serving import REQUEST_SCHEMA
@@ -65,7 +65,8 @@ def timeline_figure(folder: Path) -> Figure:
         ("generated", "generated tokens/s", "@link-network"),
         ("prompt", "prompt tokens/s", "@link-pcie"),
     ):
-        rate = np.diff(Made(folder, column).up_to(edges)) / width_s
+        firsts_s = first_tokens(table) if column == "generated" else None
+        rate = np.diff(Made(folder, column, firsts_s=firsts_s).up_to(edges)) / width_s
         data.append(_line(name, middle, rate, colour, "y" if column == "generated" else "y2"))
     at = np.array(middle)
     running = _running(folder, incidents, at)
@@ -161,6 +162,6 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
         to = "the end" if row["end_s"] is None else duration(row["end_s"])
         cells = [f"{row['name']} {row['do']}", duration(row["begin_s"]), to, *rates]
         body.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-    titles = [*head[:3], *(f"{name} (tokens/s)" for name in head[3:])]
+    titles = [*head[:3], *(f"{name},<br>tokens/s" for name in head[3:])]
     top = "".join(f"<th>{title}</th>" for title in titles)
     return f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 ABSENT = "-"
@@ -56,7 +56,7 @@ def render(
         _energy(summary, width),
         _cost(summary),
         _saving(summary),
-        _notes([*_empty_steps(summary), *notes], width),
+        _notes([*_of_empty_steps(summary), *notes], width),
     ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 
@@ -266,6 +266,15 @@ ENERGY_PARTS = {
     "site": "site (PUE)",
 }
 
+_LINKS_AFTER = list(ENERGY_PARTS).index("gpu_hbm")
+
+
+def energy_parts(names: Iterable[str]) -> dict[str, str]:
+    """Parts of the energy to what they are called, in the order in which they are shown."""
+    told = {name: ENERGY_PARTS.get(name, name.replace("link_", "links, ")) for name in names}
+    place = {name: float(at) for at, name in enumerate(ENERGY_PARTS)}
+    return dict(sorted(told.items(), key=lambda one: (place.get(one[0], _LINKS_AFTER + 0.5), one)))
+
 
 def _energy(summary: Mapping[str, Any], width: int) -> list[str]:
     found = summary.get("energy")
@@ -273,10 +282,9 @@ def _energy(summary: Mapping[str, Any], width: int) -> list[str]:
         return []
     per_step, tokens = found["joules_per_step"], summary["tokens"] / summary["steps"]
     lines = [_row("Energy", "per step", "per token", "of all", "mean power")]
+    by_part = found["joules_per_step_by_part"]
     parts = {"all that is counted": per_step} | {
-        ENERGY_PARTS.get(name, name.replace("link_", "links, ")): value
-        for name, value in found["joules_per_step_by_part"].items()
-        if value
+        words: by_part[name] for name, words in energy_parts(by_part).items() if by_part[name]
     }
     for words, value in parts.items():
         share = value / per_step if per_step else 0.0
@@ -354,13 +362,15 @@ def _row(text: str, *values: str, label: int = _LABEL) -> str:
     return f"{text:<{label}}" + "".join(f"{value:>{_COLUMN}}" for value in values)
 
 
-def _empty_steps(summary: Mapping[str, Any]) -> list[str]:
-    """What to know of a run that says of some measured steps only how long they took."""
+def _of_empty_steps(summary: Mapping[str, Any]) -> list[str]:
     empty = summary.get("steps_without_spans")
-    if not empty:
-        return []
+    return [empty_steps_note(empty, summary["steps"])] if empty else []
+
+
+def empty_steps_note(empty: int, measured: int) -> str:
+    """What to know of a run that says of `empty` measured steps only how long they took."""
     verb = "has" if empty == 1 else "have"
-    return [f"{empty:,} of {summary['steps']:,} measured steps {verb} no spans: counted as idle"]
+    return f"{empty:,} of {measured:,} measured steps {verb} no spans: counted as idle"
 
 
 def _notes(notes: Sequence[str], width: int) -> list[str]:

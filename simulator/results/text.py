@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Collection, Sequence
 
 WIDTH = 80
 _GAP = 2
+
+_UNIT = r"%|x|pp|[numk]?s|us|h|B|[kMGTP]i?B|[kMGTP]?[Bb]/s|[numk]?[WJ]|tokens/s|GPUs?|nodes?"
+_IN_FIGURE = re.compile(rf"(?<=\d) (?=(?:{_UNIT})(?![\w-]))")
+_GLUE = "\N{NO-BREAK SPACE}"
 
 
 def lay_out(
@@ -36,12 +41,26 @@ def lay_out(
         if last in right:
             lines.append(start + row[last].rjust(widths[last]))
             continue
-        first, *rest = textwrap.wrap(row[last], room) or [""]
+        first, *rest = lines_of(row[last], room) or [""]
         lines.append((start + first).rstrip())
         lines += [" " * before + line for line in rest]
     return "\n".join(lines)
 
 
+def lines_of(text: str, width: int = WIDTH, first: str = "", then: str = "") -> list[str]:
+    """The text in lines of at most `width`, broken at blanks only, never between a figure and its
+    unit. first, then: what the first line and the others begin with.
+    """
+    lines = textwrap.wrap(
+        _IN_FIGURE.sub(_GLUE, text),
+        width,
+        initial_indent=first,
+        subsequent_indent=then,
+        break_on_hyphens=False,
+    )
+    return [line.replace(_GLUE, " ") for line in lines]
+
+
 def wrapped(text: str, label: str) -> str:
     """`label` and the text in a column of its own beside it."""
-    return textwrap.fill(text, WIDTH, initial_indent=label, subsequent_indent=" " * len(label))
+    return "\n".join(lines_of(text, WIDTH, label, " " * len(label)))

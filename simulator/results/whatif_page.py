@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from simulator.results.colours import HEAT_STEPS, Figure, marked, palettes
@@ -31,7 +31,7 @@ class Dimension(NamedTuple):
     @property
     def ticks(self) -> str:
         """How plotly is to write its values."""
-        return ".3~%" if self.unit == "share" else "~s"
+        return ".2~%" if self.unit == "share" else ".4~s"
 
 
 _PAGE = """<!DOCTYPE html>
@@ -63,7 +63,9 @@ table { border-collapse: collapse; font-size: 0.87rem; font-variant-numeric: tab
 th, td { padding: 0.15rem 0.7rem 0.15rem 0; text-align: left;
   border-bottom: 1px solid var(--frame); }
 th, td { white-space: nowrap; }
-td:last-child { white-space: normal; min-width: 18rem; }
+th.right, td.right { text-align: right; }
+td:last-child:not(.right) { white-space: normal; min-width: 18rem; }
+@media (max-width: 500px) { th, td { padding-inline: 0 0.5rem; } table { font-size: 0.8rem; } }
 </style>
 @LIBRARY@
 </head>
@@ -116,13 +118,13 @@ def render_whatif_page(
     question: str,
     answer: str,
     pictures: Sequence[tuple[str, str, Figure]],
-    table: tuple[Sequence[str], Sequence[Sequence[str]]],
+    table: tuple[Sequence[str], Sequence[Sequence[str]], Collection[int]],
     notes: Sequence[str],
     command: str,
     plotlyjs: str = "inline",
 ) -> str:
-    """The page. pictures: (heading, how to read it, figure); table: a header and rows. All text is
-    escaped. plotlyjs: see `simulator.results.page`.
+    """The page. pictures: (heading, how to read it, figure); table: a header, rows, and the
+    columns that are set flush right. All text is escaped. plotlyjs: see `simulator.results.page`.
     """
     palette = palettes()
     shown = "\n".join(
@@ -277,10 +279,13 @@ def _axis(title: str) -> dict[str, Any]:
     return {**line, "title": {"text": title}}
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n"
-        for row in rows
-    )
-    return f"<table>\n<tr>{head}</tr>\n{body}</table>"
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int]) -> str:
+    def line(tag: str, cells: Sequence[str]) -> str:
+        told = (
+            f"<{tag}{' class=right' if at in right else ''}>{html.escape(cell)}</{tag}>"
+            for at, cell in enumerate(cells)
+        )
+        return f"<tr>{''.join(told)}</tr>\n"
+
+    body = "".join(line("td", row) for row in rows)
+    return f"<table>\n{line('th', header)}{body}</table>"

@@ -38,6 +38,11 @@ def faults(
         if entry["type"] == "missing" and path in meant:
             # Misspelled, not missing: the unknown key is told with the right one beside it.
             continue
+        if entry["type"] == "too_short" and any(
+            other[: len(path)] == path for _, other in found if len(other) > len(path)
+        ):
+            # An entry that is wrong is told; the list is only too short without it.
+            continue
         if entry["type"] == "union_tag_invalid":
             path = (*path, "kind")
         is_key = entry["type"] == "extra_forbidden" or "[key]" in entry["loc"]
@@ -99,6 +104,16 @@ def _below(annotation: Any, key: str | int) -> Any:
     if get_origin(annotation) in (tuple, list):
         return get_args(annotation)[0]
     return get_args(annotation)[1] if get_origin(annotation) is dict else None
+
+
+def kinds_at(path: KeyPath, root: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """``kinds_of`` what stands at ``path``."""
+    return kinds_of(_annotation_at(path, {}, root))
+
+
+def is_list(path: KeyPath, data: object, root: type[BaseModel]) -> bool:
+    """Whether a list stands at ``path``."""
+    return get_origin(_bare(_annotation_at(path, data, root))) in (tuple, list)
 
 
 def kinds_of(annotation: Any) -> dict[str, type[BaseModel]]:
@@ -195,6 +210,9 @@ def _sentence(entry: Any, path: KeyPath, data: object, root: type[BaseModel]) ->
         return f"must be {sign} {context[key]:g}, not {_show(given)}"
     if kind == "string_too_short":
         return "must not be empty"
+    if kind in _LENGTHS:
+        words, key = _LENGTHS[kind]
+        return f"must be a list of {words} {context[key]}, not {_show(given)}"
     return f"must be {_WANTED.get(kind, 'something else')}, not {_show(given)}"
 
 
@@ -203,6 +221,11 @@ _BOUNDS = {
     "greater_than_equal": (">=", "ge"),
     "less_than": ("<", "lt"),
     "less_than_equal": ("<=", "le"),
+}
+
+_LENGTHS = {
+    "too_short": ("at least", "min_length"),
+    "too_long": ("at most", "max_length"),
 }
 
 _MAPPING = "a mapping (key: value)"

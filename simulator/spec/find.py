@@ -4,6 +4,7 @@ others by path.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -23,9 +24,13 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped(kind: Kind) -> list[str]:
-    """Names of what is shipped, sorted."""
+    """Names of what is shipped, sorted, numbers in them by their size."""
     folder, suffix = _folder(kind)
-    return sorted(path.stem for path in folder.glob(f"*{suffix}"))
+    return sorted((path.stem for path in folder.glob(f"*{suffix}")), key=_by_number)
+
+
+def _by_number(name: str) -> list[str | int]:
+    return [int(part) if part.isdigit() else part for part in re.split("([0-9]+)", name)]
 
 
 def find(kind: Kind, name_or_path: str) -> Path:

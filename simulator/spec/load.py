@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from pydantic import BaseModel
+
 from simulator.errors import InputError
 from simulator.spec.builds import (
     EthernetBuild,
@@ -20,7 +22,7 @@ from simulator.spec.builds import (
 )
 from simulator.spec.choices import FAMILIES, routing_law
 from simulator.spec.document import SET, Document, KeyPath, dotted, parse_value, read_document
-from simulator.spec.faults import key_of, schema_at, validated
+from simulator.spec.faults import is_list, key_of, kinds_at, schema_at, validated
 from simulator.spec.find import find, missing, shipped
 from simulator.spec.hf import read_config
 from simulator.spec.plan import check
@@ -28,7 +30,7 @@ from simulator.spec.profile import put_under, read_profile
 from simulator.spec.requests import arrival_law
 from simulator.spec.schema import Gpu, Topology, Workload
 from simulator.spec.timeline import put_timeline, read_timeline
-from simulator.spec.units import did_you_mean
+from simulator.spec.units import counted, did_you_mean
 
 Root = Literal["topology", "workload"]
 _ROOTS: dict[Root, type[Topology] | type[Workload]] = {"topology": Topology, "workload": Workload}
@@ -214,26 +216,37 @@ def _split(text: str, roots: tuple[Root, ...]) -> _Override:
         raise InputError(f"--set {key}: both files have it; write topology.{key} or workload.{key}")
     if not candidates:
         known = [name for root in roots for name in _top(root)]
-        hint = did_you_mean(parts[0], known) or _deeper(parts[0], roots)
+        hint = did_you_mean(parts[0], known) or _deeper(parts, roots)
         hint = hint or f"; known: {', '.join(dict.fromkeys(known))}"
         raise InputError(f"--set {key}: unknown key {parts[0]!r}{hint}")
     return _Override(candidates[0], tuple(parts), parse_value(value, f"--set {key}"))
 
 
 def _top(root: Root) -> list[str]:
-    return [key_of(name, _ROOTS[root]) for name in _ROOTS[root].model_fields]
+    return _keys(_ROOTS[root])
 
 
-def _deeper(word: str, roots: Sequence[Root]) -> str:
-    """For a key that stands one level deeper than written: ``steps`` is ``traffic.steps``."""
+def _deeper(path: Sequence[str], roots: Sequence[Root]) -> str:
+    """For a key that stands one level deeper than written: ``steps`` is ``traffic.steps``, and
+    ``nvlink.bandwidth`` is ``build.nvlink.bandwidth``, not ``copy_efficiency.nvlink``.
+    """
+    found: dict[str, bool] = {}
     for root in roots:
         for top in _top(root):
-            schema = schema_at((top,), {}, _ROOTS[root])
-            if schema is not None and word in [
-                key_of(name, schema) for name in schema.model_fields
-            ]:
-                return f" (did you mean '{top}.{word}'?)"
-    return ""
+            one = schema_at((top,), {}, _ROOTS[root])
+            for schema in [one] if one is not None else kinds_at((top,), _ROOTS[root]).values():
+                if path[0] in _keys(schema):
+                    below = schema_at((path[0],), {}, schema)
+                    fits = len(path) == 1 or (below is not None and path[1] in _keys(below))
+                    name = f"{top}.{path[0]}"
+                    found[name] = found.get(name, False) or fits
+    if not found:
+        return ""
+    return f" (did you mean {max(found, key=lambda name: found[name])!r}?)"
+
+
+def _keys(schema: type[BaseModel]) -> list[str]:
+    return [key_of(name, schema) for name in schema.model_fields]
 
 
 def _put(document: Document, spec: type[Topology] | type[Workload], override: _Override) -> None:
@@ -246,7 +259,7 @@ def _put(document: Document, spec: type[Topology] | type[Workload], override: _O
         if isinstance(here, list):
             step = _list_index(here, str(part), label)
         elif schema is not None:
-            known = [key_of(name, schema) for name in schema.model_fields]
+            known = _keys(schema)
             known += ["model"] if spec is Topology and done == ("gpu",) else []
             if part not in known:
                 hint = did_you_mean(str(part), known) or f"; known here: {', '.join(known)}"
@@ -260,6 +273,11 @@ def _put(document: Document, spec: type[Topology] | type[Workload], override: _O
         if done in (("gpu",), ("transport",)) and isinstance(below, str):
             below = {"model" if done == ("gpu",) else "name": below}
             document.put(done, below, document.mark(done))
+        elif below is None and is_list(done, document.data, spec):
+            raise InputError(
+                f"--set {dotted(override.path)}: the file has no list {dotted(done)}; write it "
+                f'whole, as in --set {dotted(done)}="[{{...}}]"'
+            )
         elif below is None:
             below = {}
             document.put(done, below, override.origin)
@@ -274,7 +292,9 @@ def _list_index(items: list[Any], part: str, label: str) -> int:
     if part.isascii() and part.isdigit() and int(part) < len(items):
         return int(part)
     hint = did_you_mean(part, [name for name in names if isinstance(name, str)])
-    raise InputError(f"--set {label}: no item {part!r}{hint}; the list has {len(items)} items")
+    raise InputError(
+        f"--set {label}: no item {part!r}{hint}; the list has {counted(len(items), 'item')}"
+    )
 
 
 # --- What a workload points to ----------------------------------------------------------

@@ -154,8 +154,11 @@ class Transport(Spec):
         if found is None and operation in ("dispatch", "combine"):
             found = self.costs.get("alltoall")
         if found is None:
-            listed = ", ".join(self.costs)
-            raise InputError(f"transport {self.name}: no costs for {operation!r}; it has {listed}")
+            told = f"transport {self.name}: no costs for {operation!r}; it has "
+            told += ", ".join(self.costs)
+            if operation in ("dispatch", "combine"):
+                told += "; add costs.alltoall, or fit an output of alltoall_perf too"
+            raise InputError(told)
         return found
 
     def scale_of(self, gpu: str) -> Scale:

@@ -150,6 +150,11 @@ def parse_quantity(text: object, dimension: Dimension) -> float:
     return value
 
 
+def counted(number: int, word: str, more: str = "s") -> str:
+    """So many of a thing: "1 step", "1,024 steps"; `more` is what the word takes for several."""
+    return f"{number:,} {word}{'' if number == 1 else more}"
+
+
 def nearest(word: str, known: list[str]) -> str | None:
     """The entry of ``known`` that ``word`` most likely meant, or None when nothing is close."""
     lowered: dict[str, str] = {}

@@ -190,16 +190,14 @@ def flat(found: Found) -> list[dict[str, object]]:
 
 def render(found: Found) -> str:
     """The table, the bound, and the notes, in lines of at most 80 columns."""
-    import textwrap
-
     from simulator.results.summary import number
+    from simulator.results.text import lines_of
 
     asked = found.question
-    lines = textwrap.wrap(
+    lines = lines_of(
         f"Eviction x prefetch of {asked.workload} on {asked.topology}"
         + (f", routing {Path(asked.routing).name}" if asked.routing else "")
-        + "; the same tokens in every run.",
-        80,
+        + "; the same tokens in every run."
     )
     lines += [
         "hit, late (under way when needed), miss: % of the accesses; stall: waiting for",
@@ -213,17 +211,18 @@ def render(found: Found) -> str:
     best = max(real, key=lambda row: row.tokens_per_s)
     told = (
         f"Best without an oracle: {best.eviction} with {best.prefetch}, "
-        f"{number(best.tokens_per_s)} tokens/s ({best.speed_up:.2f} x)."
+        f"{number(best.tokens_per_s, 4)} tokens/s ({best.speed_up:.2f} x)."
     )
     if len(real) < len(found.rows):
         bound = max(found.rows, key=lambda row: row.tokens_per_s)
         told += (
             f" Best of all: {bound.eviction} with {bound.prefetch}, "
-            f"{number(bound.tokens_per_s)} tokens/s ({bound.speed_up:.2f} x)."
+            f"{number(bound.tokens_per_s, 4)} tokens/s ({bound.speed_up:.2f} x)."
         )
-    lines += textwrap.wrap(told, 80)
+    lines += lines_of(told)
+    lines += ["", "Notes"] if found.notes else []
     for note in found.notes:
-        lines += textwrap.wrap(note, 80, initial_indent="- ", subsequent_indent="  ")
+        lines += lines_of(note, first="- ", then="  ")
     return "\n".join(lines) + "\n"
 
 

@@ -72,6 +72,9 @@ def test_traces_are_exported_and_compared_with_their_run(call: Call, kept: Path)
     assert "(recorded)" in done.out
 
 
+STUDY = ("report.html", "results.jsonl", "study.json")
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -97,6 +100,9 @@ def test_traces_are_exported_and_compared_with_their_run(call: Call, kept: Path)
         (("compare", "RUN", "RUN", "--plotlyjs", "cdn"), "--plotlyjs goes with --html FILE"),
         (("compare", "RUN", "RUN", "--html", "c", "--plotlyjs", "cnd"), "did you mean 'cdn'?"),
         (("compare", "RUN", "full", "--html", "c"), "is no trace"),
+        (("compare", "RUN", "study"), "study: holds a what-if study, no run; what its points gave"),
+        (("analyze", "study"), "study: holds a what-if study, no run"),
+        (("report", "study"), "study: is no directory of a run"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(
@@ -105,12 +111,16 @@ def test_what_cannot_be_done_is_one_line(
     (tmp_path / "full").mkdir()
     (tmp_path / "empty").mkdir()
     (tmp_path / "full" / "a.json").write_text('{"not": "a trace"}')
+    (tmp_path / "study").mkdir()
+    for name in STUDY:
+        (tmp_path / "study" / name).write_text("{}")
     done = call(*(str(kept) if word == "RUN" else word for word in argv))
     assert (done.status, done.out) == (2, "")
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
     assert said in done.err
-    assert listing(tmp_path) == ["empty", "full", "full/a.json"]
+    there = ["empty", "full", "full/a.json", "study", *(f"study/{name}" for name in STUDY)]
+    assert listing(tmp_path) == there
 
 
 def test_a_trace_that_was_cut_off_is_compared_and_it_says_so(call: Call) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from cli.running import SMALL, listing
+import pytest
+from cli.running import SMALL, Call, listing
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,3 +79,37 @@ def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
         )
     assert done.stderr == ""
     assert done.returncode == 141
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    """Of stdout, as on a pipe into a file."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "simulator", "list", "topologies"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot be written: No space left on device\n"
+
+
+def test_a_disk_that_fills_during_a_run_is_one_line_and_nothing_is_left(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow.parquet as pq
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "Error writing bytes to file")  # as pyarrow says it
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_batch", full)
+    done = call(*SMALL, "--out", "run")
+    assert (done.status, done.out) == (2, "")
+    assert done.err == "error: run: cannot be written: No space left on device\n"
+    assert listing(tmp_path) == []
+    done = call(*SMALL)
+    assert done.status == 2
+    assert "simulator-run-" in done.err

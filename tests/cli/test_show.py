@@ -74,6 +74,20 @@ def test_a_topology_in_figures(call: Call) -> None:
     assert "    8  nvlink  gpu - nvswitch   900 GB/s   468 ns" in text.splitlines()
 
 
+def test_the_nodes_of_a_topology_are_named(call: Call, tmp_path: Path) -> None:
+    assert (
+        "nodes   nvswitch, cpu0-1, dram0-1, gpu0-15" in call("show", "topology", "nvswitch16").out
+    )
+    names = ("gpu0", "gpu2", "gpu1", "gpu9", "gpu", "gpu01")
+    nodes = "".join(f"    - {{name: {name}, kind: gpu}}\n" for name in names)
+    (tmp_path / "own.yaml").write_text(
+        f"name: own\ngpu: H100-SXM\nbuild:\n  kind: explicit\n  nodes:\n{nodes}"
+    )
+    done = call("show", "topology", "own.yaml")
+    assert (done.status, done.err) == (0, "")
+    assert "nodes   gpu0-2, gpu9, gpu, gpu01" in done.out
+
+
 def test_a_workload_in_figures(call: Call) -> None:
     # By hand from the file: FFN 3 x 3072 x 3008, attention 3072 x 128 x (2 x 24 + 2 x 4), gate
     # 3072 x 128, 36 layers, 128 experts of which 4 work, two vocabulary matrices.

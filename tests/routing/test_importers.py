@@ -84,7 +84,7 @@ def test_gaps_become_minus_one_and_are_said(tmp_path):
     report, (_, position, ids) = imported(tmp_path, lines)
     assert position == [0, 5]
     assert ids == [[[3, 1], [2, -1]], [[-1, -1], [0, 2]]]
-    assert "1 tokens lack the experts of some layers (-1)" in report.lines()
+    assert "without experts in some layers (-1): 1 token" in report.lines()
     assert (report.records_kept, report.tokens) == (3, 2)
 
 
@@ -250,7 +250,7 @@ def test_open_trace_refuses_other_files(tmp_path):
 def test_the_recorded_mixtral_log():
     said: list[str] = []
     path = open_trace(MIXTRAL, said.append)
-    assert "kept 7889 records: 2 requests, 247 tokens, 32 layers, top-2 of 8 experts" in said[1]
+    assert "kept 7,889 records: 2 requests, 247 tokens, 32 layers, top-2 of 8 experts" in said[1]
     assert trace_statistics(path)["overlap"] == pytest.approx(0.344, abs=0.0005)
     # Hit rate of one LRU cache of 4 experts per layer, emptied at each request: published .571.
     hits = accesses = 0

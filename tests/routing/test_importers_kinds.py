@@ -317,7 +317,7 @@ def test_route_lines_with_a_header(tmp_path):
     assert position.tolist() == [0, 1, 2, 1, 2]
     assert np.array_equal(experts, ids[[0, 1, 2, 1, 2]])
     assert read_info(tmp_path / "out.parquet").model == "Qwen/Qwen1.5-MoE"
-    assert "1 lines of another type than 'route' not taken as records" in report.lines()
+    assert "not taken as records, of another type than 'route': 1 line" in report.lines()
 
 
 @pytest.mark.parametrize("token_major", [False, True])

@@ -133,6 +133,19 @@ def test_list_items_by_index_or_name(tmp_path):
         ("a..b=3", "--set 'a..b=3': write key.path=value, for example traffic.steps=8"),
         ("topology=x", "--set topology: name a key below it, for example topology.name"),
         ("steps=3", "--set steps: unknown key 'steps' (did you mean 'traffic.steps'?)"),
+        (
+            "nvlink.bandwidth=1 GB/s",
+            "--set nvlink.bandwidth: unknown key 'nvlink' (did you mean 'build.nvlink'?)",
+        ),
+        (
+            "nvlink=0.5",
+            "--set nvlink: unknown key 'nvlink' (did you mean 'build.nvlink'?)",
+        ),
+        (
+            "faults.0.what=nic",
+            "--set faults.0.what: the file has no list faults; write it whole, as in "
+            '--set faults="[{...}]"',
+        ),
         ("trafic.steps=3", "--set trafic.steps: unknown key 'trafic' (did you mean 'traffic'?)"),
         (
             "zzz=3",

@@ -95,7 +95,8 @@ def test_nccl_tests_text_of_an_older_version(read):
     with pytest.raises(InputError) as refused:
         read(OLD)
     assert str(refused.value) == (
-        "t.csv: does not say which operation was timed; give it with --op"
+        "t.csv: does not say which operation was timed; give it with --op, one of allreduce, "
+        "allgather, reducescatter, alltoall, sendrecv"
     )
 
 
@@ -125,8 +126,8 @@ FAULTS = [
     (NCCL.split("h100")[0], "t.csv: there is no row below the header"),
     ("", "t.csv: no table of measurements: neither nccl-tests' output nor a known CSV"),
     (LOW_LATENCY.replace(",8,256", ",300,256"), "t.csv:2: topk: 300 of 256 experts"),
-    (TESTS.replace("#  Rank", "#  rank"), "t.csv: lists 0 ranks ('#  Rank  0 Group ...'); needs at "
-     "least 2"),
+    (TESTS.replace("#  Rank", "#  rank"), "t.csv: no line '#  Rank  0 ...', which nccl-tests "
+     "prints above its table for each GPU; give its whole output"),
     (TESTS.replace("14.55", "slow"), "t.csv:14: time: 'slow' is not a number"),
     (TESTS.replace("all_reduce_perf", "scatter_perf"), "t.csv:2: scatter_perf is none of "
      "all_reduce, all_gather, reduce_scatter, alltoall, sendrecv"),

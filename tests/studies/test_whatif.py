@@ -301,11 +301,11 @@ def test_the_answer_names_the_best_its_figure_and_what_matters(tmp_path: Path) -
     told = answer(found_of(study, lambda c: {"step_time_s.mean": times[c]}))
     assert told.startswith("All 4 points could be run, and 3 of them keep step_time < 250 ms.")
     assert "The lowest mean time of a step is 100 ms, with a 1, b 1" in told
-    assert "The best of each a: 1 100 ms, 2 200 ms (2 times)." in told
+    assert "The best of each a: 100 ms with 1, 200 ms with 2 (2 times)." in told
     # Both axes double the time: 0.5625 of 1.1875, as in the product below.
     assert "Against a 1 with all else equal" in told
-    assert ": 2 2 times." in told
-    assert "a explains 47 % (mean time of a step rises with it), b 47 %" in told
+    assert ": 2 times with 2." in told
+    assert "Of the variance of mean time of a step, a explains 47 % (rises with it), b 47 %" in told
 
 
 def test_where_no_point_keeps_a_bound_the_nearest_is_told(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from studies.whatif_helpers import BASE
 
+from simulator.spec.units import counted
+
 ROOT = Path(__file__).resolve().parents[2]
 # 40 points, of which 10 fail; each takes some tens of milliseconds.
 # Steps enough that many points are still to come when a few are there.
@@ -125,7 +127,7 @@ def test_kill_minus_nine_in_the_middle_then_resume(tmp_path: Path, whole: Path) 
     # Nobody is left behind who would go on computing, or hold the table.
     wait_for(lambda: not any(map(alive, workers)), "the workers to end", 20.0)
     done = finish(tmp_path, "--out", "out", "--resume", "--workers", "2")
-    assert f"{kept} points were there, {POINTS - kept} were run" in done.stderr
+    assert f"{kept} points kept from before, {POINTS - kept} run now" in done.stderr
     same(out, whole)
 
 
@@ -217,7 +219,7 @@ def test_a_study_killed_on_a_cluster_goes_on_there(
     assert kept < POINTS
     cluster.workers[1].kill()
     done = finish(tmp_path, "--out", "out", "--resume", "--scheduler", cluster.address)
-    assert f"{kept} points were there" in done.stderr
+    assert f"{counted(kept, 'point')} kept from before" in done.stderr
     same(out, whole)
 
 

@@ -28,7 +28,7 @@ def test_import_show_and_run(call):
     status, out, err = call("import", "nvidia-smi", "m.txt", "-o", "m.yaml", "--gpu", "A6000")
     assert (status, err) == (0, "")
     assert out.splitlines()[0] == "m.txt -> m.yaml"
-    assert out.splitlines()[1].startswith("2 A6000, read from m.txt: 1 NICs, 1 PCIe switches")
+    assert out.splitlines()[1].startswith("2 A6000, read from m.txt: 1 NIC, 1 PCIe switch per")
     status, out, _ = call("show", "topology", "m.yaml")
     assert status == 0
     assert max(map(len, out.splitlines())) <= 80

@@ -96,7 +96,7 @@ def test_a_dump(tmp_path):
     assert "eth0 stands more than once (line 29)" in sources
     assert "dram 204.8 GB/s, 100 ns, 512 GiB per NUMA node: assumption" in sources
     assert sources.startswith("wiring: topo.xml")
-    assert lines[0].startswith("4 H100-SXM, read from topo.xml: 2 NICs, 1 PCIe switches per host")
+    assert lines[0].startswith("4 H100-SXM, read from topo.xml: 2 NICs, 1 PCIe switch per host")
 
 
 def test_several_hosts(tmp_path):

@@ -127,6 +127,6 @@ def _known_kind(path: Path) -> str:
             raise InputError(f"{path}: the file is empty; a routing trace is a Parquet file")
         raise InputError(
             f"{path}: not a routing trace (Parquet) nor a recording that can be imported "
-            f"({', '.join(IMPORTERS)})"
+            f"({', '.join(IMPORTERS)}); import KIND says what it lacks"
         )
     return kind

@@ -10,6 +10,7 @@ import numpy as np
 from simulator.errors import InputError
 from simulator.routing.importers.report import ImportReport, check_target
 from simulator.routing.trace import MAX_IDS_PER_TOKEN, UNKNOWN, TraceWriter
+from simulator.spec.units import counted
 
 DEFAULT_TOKENS = 4096
 DEFAULT_TOP_K = 8
@@ -63,8 +64,8 @@ def import_loads(
     over = int((taken * share > 1.0 + 1e-12).any(axis=1).sum())
     if over:
         notes.append(
-            f"in {over} layers an expert has more than 1/{taken} of the load: every token takes "
-            "it, and the rest of its load goes to the others"
+            f"in {counted(over, 'layer')} an expert has more than 1/{taken} of the load: every "
+            "token takes it, and the rest of its load goes to the others"
         )
     notes.append("the tokens are drawn, not recorded: only their loads are those of the file")
     report = ImportReport(

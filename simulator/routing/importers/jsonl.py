@@ -29,6 +29,7 @@ from simulator.routing.importers.report import (
     settle_experts,
 )
 from simulator.routing.trace import MAX_EXPERTS, MAX_LAYERS, TraceWriter
+from simulator.spec.units import counted
 
 Int64s = npt.NDArray[np.int64]
 
@@ -316,7 +317,9 @@ def _slow(state: _State, text: bytes, first_line: int) -> Columns:
         layers.append(record["layer"])
         chosen.append(ids)
     if headers:
-        report.notes.append(f"{headers} lines of another type than 'route' not taken as records")
+        report.notes.append(
+            f"not taken as records, of another type than 'route': {counted(headers, 'line')}"
+        )
     k = max(map(len, chosen), default=1)
     out = np.full((len(chosen), k), -1, dtype=np.int64)
     for row, ids in enumerate(chosen):

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from simulator.errors import InputError
 from simulator.routing.trace import MAX_IDS_PER_TOKEN
+from simulator.spec.units import counted
 
 Int16s = npt.NDArray[np.int16]
 
@@ -55,17 +56,24 @@ class ImportReport:
         verb = "drew" if self.drawn else "kept"
         out = [
             f"read {self.lines_read} {self.unit}{blank}",
-            f"{verb} {self.records_kept} records: {self.requests} requests, {self.tokens} tokens, "
-            f"{self.layers} layers, top-{self.k} of {self.experts} experts ({self.experts_from})",
+            f"{verb} {counted(self.records_kept, 'record')}: "
+            f"{counted(self.requests, 'request')}, {counted(self.tokens, 'token')}, "
+            f"{counted(self.layers, 'layer')}, top-{self.k} of {self.experts} experts "
+            f"({self.experts_from})",
         ]
         if self.lines_cut:
             out.append("dropped the last line: the file is cut short; what comes before is kept")
         if self.tokens_incomplete:
-            out.append(f"{self.tokens_incomplete} tokens lack the experts of some layers (-1)")
+            out.append(
+                f"without experts in some layers (-1): {counted(self.tokens_incomplete, 'token')}"
+            )
         if self.tokens_empty:
-            out.append(f"dropped {self.tokens_empty} tokens without any expert (padding)")
+            out.append(
+                f"dropped {counted(self.tokens_empty, 'token')} without any expert (padding)"
+            )
         if self.padding_dropped:
-            out.append(f"dropped {self.padding_dropped} places of padding (-1) within the experts")
+            places = counted(self.padding_dropped, "place")
+            out.append(f"dropped {places} of padding (-1) within the experts")
         if self.records_replaced:
             out.append(
                 f"dropped {self.records_replaced} records that a later one of the same request, "

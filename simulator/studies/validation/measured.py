@@ -262,9 +262,17 @@ def _nccl_tests(lines: list[str], shown: str, operation: str | None) -> list[Mea
             )
     faults.tell()
     if not operation:
-        raise InputError(f"{shown}: does not say which operation was timed; give it with --op")
+        raise InputError(
+            f"{shown}: does not say which operation was timed; give it with --op, "
+            f"one of {', '.join(OPERATIONS.values())}"
+        )
+    if not ranks:
+        raise InputError(
+            f"{shown}: no line '#  Rank  0 ...', which nccl-tests prints above its table for each "
+            "GPU; give its whole output"
+        )
     if ranks < 2:
-        raise InputError(f"{shown}: lists {ranks} ranks ('#  Rank  0 Group ...'); needs at least 2")
+        raise InputError(f"{shown}: lists 1 rank ('#  Rank  0 ...'); needs at least 2")
     if not found:
         raise InputError(f"{shown}: there is no row below the header")
     return [row._replace(operation=operation) for row in found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from simulator.spec.units import counted
 from simulator.studies.whatif.judge import (
     can_run,
     effects,
@@ -72,7 +73,7 @@ def ratio(value: float, reference: float) -> str:
 
 def _counted(found: Found) -> str:
     ran = [point for point in found.points if can_run(point)]
-    points = _count(len(found.points), "point")
+    points = counted(len(found.points), "point")
     if not ran:
         reason = found.points[0].row["reason"] if found.points else ""
         return f"None of {points} could be run; the first: {reason}."
@@ -98,7 +99,7 @@ def _best(found: Found, metric: Metric, sign: float, first: bool) -> list[str]:
     word = "lowest" if sign > 0 else "highest"
     told = f"The {word} {_name(metric)} is {metric.told(value)}, with {told_point(found, best)}"
     extra = [
-        f"{m.name.replace('_', ' ')} {m.told(m.of(best.row['figures']))}"
+        _with_value(m, m.told(m.of(best.row["figures"])))
         for m in found.study.metrics
         if first and m != metric and m.of(best.row["figures"]) is not None
     ]
@@ -128,13 +129,13 @@ def _by_value(found: Found, metric: Metric, sign: float) -> list[str]:
         mine = [point for point in order if point.choice[0] == at]
         best = metric.number(mine[0].row["figures"]) if mine else None
         if best is None or value is None:
-            told.append(f"{one.label} none")
+            told.append(f"none with {one.label}")
             continue
         against = "" if at == first or best == value else ratio(best, value)
-        told.append(f"{one.label} {metric.told(best)}" + (f" ({against})" if against else ""))
+        told.append(f"{metric.told(best)} with {one.label}" + (f" ({against})" if against else ""))
         times = _all_else_equal(found, metric, at, first)
         if at != first and times:
-            equal.append(f"{one.label} {_ratios(times)}")
+            equal.append(f"{_ratios(times)} with {one.label}")
     sentences = [f"The best of each {axis.name}: {', '.join(told)}."]
     if equal:
         label = axis.values[first].label
@@ -194,7 +195,7 @@ def _matters(found: Found, metric: Metric) -> list[str]:
     told.sort(key=lambda effect: -effect.share)
     parts = []
     for at, effect in enumerate(told[:3]):
-        way = f" ({_name(metric)} {effect.direction} with it)" if effect.direction else ""
+        way = f" ({effect.direction} with it)" if effect.direction else ""
         verb = "explains " if at == 0 else ""
         parts.append(f"{effect.axis} {verb}{100 * effect.share:.0f} %{way}")
     rest = 1.0 - sum(effect.share for effect in effects(found, metric))
@@ -235,12 +236,15 @@ def _nearest(found: Found) -> str:
     return f"Nearest to it comes {told_point(found, nearest)}: {figures}."
 
 
+def _with_value(metric: Metric, value: str) -> str:
+    """As in "hit rate 37.7 %", or "$21.4 per million tokens"."""
+    if metric.text.startswith("$ "):
+        return value + metric.text[1:]
+    return f"{metric.name.replace('_', ' ')} {value}"
+
+
 def _name(metric: Metric) -> str:
     return metric.text or metric.name.replace("_", " ")
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def columns(found: Found) -> list[str]:

@@ -18,7 +18,7 @@ from simulator.studies.whatif.judge import can_run, effects, front, is_full, kee
 from simulator.studies.whatif.metrics import Metric
 from simulator.studies.whatif.run import Found
 from simulator.studies.whatif.table import unwritable, write_over
-from simulator.studies.whatif.texts import MOST_ROWS, as_csv, as_latex, as_markdown
+from simulator.studies.whatif.texts import MOST_ROWS, as_csv, as_latex, as_markdown, right_columns
 
 FILES = ("table.csv", "report.md", "report.tex", "report.html")
 _UNITS = {"s": "s", "B": "B", "J": "J", "W": "W", "1/s": "1/s", "$": "$", "share": "share"}
@@ -42,7 +42,7 @@ def as_html(found: Found, command: str, plotlyjs: str = "inline") -> str:
         found.study.question,
         answer(found),
         _pictures(found),
-        (header, rows),
+        (header, rows, right_columns(rows)),
         [*([cut] if cut else []), *notes(found)],
         command,
         plotlyjs,

@@ -84,12 +84,20 @@ def sensitivity_rows(found: Found) -> list[list[str]]:
     return rows
 
 
+def right_columns(rows: Sequence[Sequence[str]]) -> list[int]:
+    """The columns that are set flush right: those of figures alone."""
+    columns = zip(*rows, strict=True)
+    return [at for at, cells in enumerate(columns) if all(map(_FIGURE.fullmatch, cells))]
+
+
+_FIGURE = re.compile(r"|-|[<+-]?\$?\d\S*( [^\d\s]\S*)?")
+
+
 def _md_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell if cell == "---" else _md(cell) for cell in line) + " |"
-        for line in lines
-    )
+    right = right_columns(rows)
+    rules = ["---:" if at in right else "---" for at in range(len(header))]
+    lines = [[_md(cell) for cell in header], rules, *([_md(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _md(text: str) -> str:
@@ -114,7 +122,9 @@ def _tex(text: str) -> str:
 
 
 def _tex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"\\begin{{tabular}}{{{'l' * len(header)}}}", "\\hline"]
+    right = right_columns(rows)
+    columns = "".join("r" if at in right else "l" for at in range(len(header)))
+    lines = [f"\\begin{{tabular}}{{{columns}}}", "\\hline"]
     lines += [" & ".join(map(_tex, header)) + r" \\", "\\hline"]
     lines += [" & ".join(map(_tex, row)) + r" \\" for row in rows]
     return "\n".join([*lines, "\\hline", "\\end{tabular}"])
