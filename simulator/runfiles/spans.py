@@ -129,6 +129,8 @@ class SpanWriter(TableStream):
             compression="zstd",
             compression_level=1,
             use_dictionary=_DICTIONARY_COLUMNS,
+            # A fifth of the time of writing, were it for all columns; by step, readers can skip.
+            write_statistics=["step"],
         )
 
     def append(
@@ -180,13 +182,13 @@ class SpanWriter(TableStream):
         bad = np.flatnonzero(~(records["end_s"] > records["start_s"]))
         if bad.size:
             raise ValueError(f"span of no length: {records[bad[0]]}")
+        plain = memoryview(np.ascontiguousarray(records).view(np.uint8))
         done = 0
-        while done < len(records):
-            room = (self._limit - self._offset) // _RECORD_SIZE
-            piece = records[done : done + room].tobytes()
+        while done < len(plain):
+            piece = plain[done : done + self._limit - self._offset]
             self._buffer[self._offset : self._offset + len(piece)] = piece
             self._offset += len(piece)
-            done += room
+            done += len(piece)
             if self._offset == self._limit:
                 self._flush()
 
