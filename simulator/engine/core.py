@@ -62,10 +62,14 @@ gives them names and shapes, as the tuple `Net`:
     route_w float64 [crossings]  weighted: what a transfer's rate takes of the link, per B/s
     route_f float64 [routes]     latency (s)
     heap_f, heap_i  float64, int32 [events, 3]  times; kind, item and number of what will happen
+    soon    int32   [events, 2]  operations let go between two calls, all at one time, and numbers
+                                 in the same sequence: they need not go through the heap
     gone, free int32 [flows]     flows that end now; unused rows
     work    int32   [WORK, 3]    what is still to do in this instant: action, operation, cause
     ended   int32   [ops + streams]  out: operations that ended, or -1 - stream that fell idle
-    clock   float64 [4]          present; next event (inf: none); since when links are busy; epsilon
+    clock   float64 [6]          present; next event (inf: none); since when links are busy; epsilon;
+                                 weighted: when the first flow ends (-1: to be found out); when what
+                                 is in `soon` happens
     counts  int64   [COUNTS]     sizes, lengths and statistics
 
 All of it is in one file because numba's cache on disk knows of changes to the file of a compiled
@@ -101,9 +105,9 @@ OPS, LAID, EDGES, MORE, STREAMS, ROWS, SENDS, FLOWS, LINKS, ROUTES, EVENTS, WORK
 CROSSINGS, SHIFT = 13, 14  # SHIFT: log2 of the length of a flow's row in `way`
 SIZES = 15
 N_USED, N_HEAP, N_ROUNDS, N_NEW, N_FREE, N_SEQUENCE, N_ENDED, N_MORE, N_WORK = range(15, 24)
-N_SOLVES, N_RATES, N_CHANGED, N_ACTIVE, WEIGHTED, N_TURNS, N_TRAIL = range(24, 31)
-COUNTS = 31
-PRESENT, NEXT_EVENT, BUSY_SINCE, EPSILON = range(4)
+N_SOLVES, N_RATES, N_CHANGED, N_ACTIVE, WEIGHTED, N_TURNS, N_TRAIL, N_SOON = range(24, 32)
+COUNTS = 32
+PRESENT, NEXT_EVENT, BUSY_SINCE, EPSILON, FIRST_END, SOON_S = range(6)
 
 # Actions on an operation, and kinds of event: one thing less to wait for; queue it on its stream;
 # start it; it has ended; its transfers, or one of them, go on the wire.
@@ -148,6 +152,7 @@ class Net(NamedTuple):
     route_f: Floats
     heap_f: Floats
     heap_i: Ints
+    soon: Ints
     gone: Ints
     free: Ints
     work: Ints
@@ -162,12 +167,12 @@ def buffers(sizes: list[int]) -> tuple[Floats, Ints, Longs]:
     ops, laid, edges, more, streams, rows, sends, flows, links, routes, events, work = sizes[:12]
     places, crossings, shift = sizes[12:]
     floats = np.zeros(
-        5 * ops + sends + 5 * flows + places + 9 * links + routes + crossings + events + 4
+        5 * ops + sends + 5 * flows + places + 9 * links + routes + crossings + events + 6
     )
     ints = np.zeros(
         11 * ops + laid + 1 + edges + 2 * more + 4 * streams + rows + 1 + 2 * sends
         + 8 * flows + (flows << shift) + 2 * places + 13 * links + routes + 1 + crossings
-        + 3 * events + 3 * work,
+        + 5 * events + 3 * work,
         dtype=np.int32,
     )  # fmt: skip
     counts = np.zeros(COUNTS, dtype=np.int64)
@@ -216,6 +221,7 @@ def views(floats: Floats, ints: Ints, counts: Longs) -> Net:
     i23 = i22 + flows
     i24 = i23 + flows
     i25 = i24 + 3 * work
+    i26 = i25 + ops + streams
     return Net(
         op_f=floats[:f1].reshape(ops, 5),
         op_i=ints[:i1].reshape(ops, 9),
@@ -252,9 +258,10 @@ def views(floats: Floats, ints: Ints, counts: Longs) -> Net:
         gone=ints[i22:i23],
         free=ints[i23:i24],
         work=ints[i24:i25].reshape(work, 3),
-        ended=ints[i25 : i25 + ops + streams],
-        clock=floats[f10 : f10 + 4],
-        began=floats[f10 + 4 : f10 + 4 + flows],
+        ended=ints[i25:i26],
+        soon=ints[i26:].reshape(events, 2),
+        clock=floats[f10 : f10 + 6],
+        began=floats[f10 + 6 : f10 + 6 + flows],
         counts=counts,
     )
 
@@ -275,6 +282,7 @@ def connect(net: Net, capacity: Floats, flows: NDArray[np.int64]) -> None:
     net.frozen[:] = net.link_i[:, L_FIRST]
     net.room[::2] = capacity
     net.room[1::2] = 0.0
+    net.clock[FIRST_END] = np.inf
 
 
 inlined_views = inlined(views)  # for compiled functions; Python calls the plain one
@@ -344,6 +352,12 @@ def _pop(net: Net) -> tuple[int, int]:
         heap_i[i, 1] = last_item
         heap_i[i, 2] = sequence
     return kind, item
+
+
+@inlined
+def _before(net: Net, at: int) -> bool:
+    """Whether the first event of the heap comes before this operation of `soon`."""
+    return _sooner(net, 0, net.clock[SOON_S], net.soon[at, 1])
 
 
 @inlined
@@ -417,8 +431,10 @@ def _enter_weighted(net: Net, flow: int, now: float) -> None:
         rate = min(rate, link_f[link, CAPACITY] / route_w[h])
         link_i[link, L_END] += 1
     if alone:
+        ends = now + flow_f[flow, BYTES] / rate if rate > 0.0 else np.inf
         flow_f[flow, RATE] = rate
-        flow_f[flow, ENDS] = now + flow_f[flow, BYTES] / rate if rate > 0.0 else np.inf
+        flow_f[flow, ENDS] = ends
+        net.clock[FIRST_END] = min(net.clock[FIRST_END], ends)
     else:
         counts[N_CHANGED] = 1
 
@@ -518,6 +534,7 @@ def _leave_weighted(net: Net, flow: int) -> None:
     active = net.active
     route_i = net.route_i
     counts = net.counts
+    net.clock[FIRST_END] = -1.0
     counts[N_ACTIVE] -= 1
     last = active[counts[N_ACTIVE]]
     active[flow_i[flow, F_ACTIVE]] = last
@@ -780,6 +797,7 @@ def _solve_weighted(net: Net, now: float) -> None:
     route_i = net.route_i
     route_w = net.route_w
     counts = net.counts
+    net.clock[FIRST_END] = -1.0
     counts[N_CHANGED] = 0
     counts[N_SOLVES] += 1
     counts[N_RATES] += counts[N_ACTIVE]
@@ -850,10 +868,13 @@ def _first_end(net: Net) -> float:
     round_f = net.round_f
     counts = net.counts
     rounds = counts[N_ROUNDS]
+    clock = net.clock
+    if clock[FIRST_END] < 0.0:
+        clock[FIRST_END] = np.inf
+        for i in range(counts[N_ACTIVE]):
+            clock[FIRST_END] = min(clock[FIRST_END], flow_f[active[i], ENDS])
     first = round_f[rounds - 1, R_FIRST_END] if rounds > 0 else np.inf
-    for i in range(counts[N_ACTIVE]):
-        first = min(first, flow_f[active[i], ENDS])
-    return float(first)
+    return float(min(first, clock[FIRST_END]))
 
 
 @inlined
@@ -872,7 +893,9 @@ def _ending(net: Net, now: float, instant: float) -> int:
     shift = counts[SHIFT]
     epsilon = clock[EPSILON]
     ends = 0
-    for i in range(counts[N_ACTIVE]):
+    # Flows that come on in this instant do not end in it: their rates are not known yet.
+    some = epsilon > 0.0 or clock[FIRST_END] <= instant
+    for i in range(counts[N_ACTIVE] if some else 0):
         flow = active[i]
         if flow_f[flow, ENDS] <= instant + epsilon * (now - began[flow]):
             gone[ends] = flow
@@ -1079,8 +1102,19 @@ def hold(net: Net, before: int, after: int) -> None:
 
 @inlined
 def let_go(net: Net, op: int, now: float) -> None:
-    """Take one thing to wait for from an operation at `now` (s)."""
-    _push(net, now, COUNT, op)
+    """Take one thing to wait for from an operation at `now` (s); not while the core runs."""
+    counts = net.counts
+    clock = net.clock
+    soon = net.soon
+    at = counts[N_SOON]
+    if at > 0 and clock[SOON_S] != now:
+        _push(net, now, COUNT, op)
+        return
+    counts[N_SOON] = at + 1
+    counts[N_SEQUENCE] += 1
+    clock[SOON_S] = now
+    soon[at, 0] = op
+    soon[at, 1] = counts[N_SEQUENCE]
 
 
 @allocation_free
@@ -1133,6 +1167,7 @@ def advance(floats: Floats, ints: Ints, counts: Longs, limit: float) -> int:
     flow_i = net.flow_i
     gone = net.gone
     heap_f = net.heap_f
+    soon = net.soon
     work = net.work
     clock = net.clock
     while counts[N_ENDED] == 0:
@@ -1144,6 +1179,8 @@ def advance(floats: Floats, ints: Ints, counts: Longs, limit: float) -> int:
         now = _first_end(net)
         if counts[N_HEAP] > 0:
             now = min(now, heap_f[0])
+        if counts[N_SOON] > 0:
+            now = min(now, clock[SOON_S])
         if now > limit or now == np.inf:
             clock[NEXT_EVENT] = now
             return 0
@@ -1162,12 +1199,17 @@ def advance(floats: Floats, ints: Ints, counts: Longs, limit: float) -> int:
             if op_i[op, LEFT] == 0:
                 _todo(net, FINISH, op, -1)
         done = 0
+        let = 0
+        soon_n = counts[N_SOON] if clock[SOON_S] <= instant else 0
         while True:  # what follows at this instant, first come, first served
             if done < counts[N_WORK]:
                 action = work[done, 0]
                 item = work[done, 1]
                 cause = work[done, 2]
                 done += 1
+            elif let < soon_n and not (counts[N_HEAP] > 0 and _before(net, let)):
+                action, item, cause = COUNT, int(soon[let, 0]), -1
+                let += 1
             elif counts[N_HEAP] > 0 and heap_f[0] <= instant:
                 action, item = _pop(net)
                 cause = -1
@@ -1190,6 +1232,8 @@ def advance(floats: Floats, ints: Ints, counts: Longs, limit: float) -> int:
                     flow = _send_flow(net, item, i) if action == BEGIN else item
                     _enter(net, flow, now)
         counts[N_WORK] = 0
+        if soon_n > 0:
+            counts[N_SOON] = 0
     clock[NEXT_EVENT] = clock[PRESENT]
     found = int(counts[N_ENDED])
     counts[N_ENDED] = 0

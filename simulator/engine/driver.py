@@ -88,7 +88,8 @@ class Driver:
         transfers = int(np.diff(send_ptr).max(initial=0))
         net = self.net
         net.counts[core.N_MORE] = 0
-        if net.counts[core.N_SEQUENCE] > core.MANY and net.counts[core.N_HEAP] == 0:
+        waiting = net.counts[core.N_HEAP] + net.counts[core.N_SOON]
+        if net.counts[core.N_SEQUENCE] > core.MANY and waiting == 0:
             net.counts[core.N_SEQUENCE] = 0
         self._need(
             {
