@@ -67,9 +67,9 @@ gives them names and shapes, as the tuple `Net`:
     gone, free int32 [flows]     flows that end now; unused rows
     work    int32   [WORK, 3]    what is still to do in this instant: action, operation, cause
     ended   int32   [ops + streams]  out: operations that ended, or -1 - stream that fell idle
-    clock   float64 [6]          present; next event (inf: none); since when links are busy; epsilon;
-                                 weighted: when the first flow ends (-1: to be found out); when what
-                                 is in `soon` happens
+    clock   float64 [6]          present; next event (inf: none); since when links are busy;
+                                 epsilon; weighted: when the first flow ends (-1: to be found out);
+                                 when what is in `soon` happens
     counts  int64   [COUNTS]     sizes, lengths and statistics
 
 All of it is in one file because numba's cache on disk knows of changes to the file of a compiled

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from simulator.engine import memory_kernel as kernel
 from simulator.engine import memory_tables as t
 from simulator.engine.driver import Driver
-from simulator.engine.parts import MicroBatch, joined
+from simulator.engine.parts import MicroBatch, Tables
 from simulator.engine.shape import Shape
 from simulator.engine.slots import Pool, Told
 from simulator.model.compute import ComputeModel
@@ -88,26 +88,27 @@ class Memories:
         self,
         step: int,
         microbatches: Sequence[MicroBatch],
+        tables: Tables,
         recorded: Sequence[int],
         accesses: NDArray[np.int64],
     ) -> None:
-        """Take a step's routing, after the driver has; recorded: [layers], the recorded layer of
-        each MoE layer; accesses: int64 [gpus, all layers, 5], where they are counted.
+        """Take a step's routing, after the driver has; tables: of all its chunks; recorded:
+        [layers], the recorded layer of each MoE layer; accesses: int64 [gpus, all layers, 5], where
+        they are counted.
         """
         of, m = self._shape, self.tables
-        chunks = joined([tables for batch in microbatches for tables in batch.chunks])
-        ptr, experts, rows = chunks.need
+        ptr, experts, rows = tables.need
         self._most = int(np.diff(ptr).max(initial=0))
         parts = of.microbatches * of.chunks
         nth = np.arange(parts, dtype=np.int32).reshape(of.microbatches, of.chunks, 1)
         table_of = np.array([batch.table_of for batch in microbatches], dtype=np.int32)
-        table_of = nth * np.int32(len(chunks) // parts) + table_of[:, None, :]
+        table_of = nth * np.int32(len(tables) // parts) + table_of[:, None, :]
         kernels = int((np.diff(ptr[:: of.gpus]) + of.gpus)[table_of].sum())
         self.tables = m._replace(
             order=experts.astype(np.int32),
             rows=rows,
             ptr=ptr.astype(np.int64),
-            came=chunks.tokens.astype(np.int64),
+            came=tables.tokens.astype(np.int64),
             table_of=table_of,
             alone=self._alone(rows),
             kernel_i=_of_length(m.kernel_i, kernels, False),

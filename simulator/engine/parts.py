@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.compiled import allocation_free
 from simulator.engine.homes import Homes
 from simulator.engine.tiers import Tiers
 from simulator.routing.batches import Batch
@@ -99,7 +100,7 @@ class MicroBatch:
 
     def add_rows(self, loads: NDArray[np.int64]) -> None:
         """Add the rows of all MoE layers to `loads` int64 [MoE layers, gpus, experts]."""
-        loads += self._rows_of_tables[self.table_of]
+        _add_rows(loads, self._rows_of_tables, np.array(self.table_of))
 
     @cached_property
     def _rows_of_tables(self) -> Int32s:
@@ -131,6 +132,16 @@ class Cut:
     prefill: bool
     microbatches: int
     chunks: int
+
+
+@allocation_free
+def _add_rows(loads: NDArray[np.int64], rows: Int32s, table_of: NDArray[np.int64]) -> None:
+    layers, gpus, experts = loads.shape
+    for layer in range(layers):
+        table = table_of[layer]
+        for gpu in range(gpus):
+            for expert in range(experts):
+                loads[layer, gpu, expert] += rows[table, gpu, expert]
 
 
 def cut(batch: Batch, how: Cut) -> list[MicroBatch]:

@@ -17,15 +17,15 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from simulator.engine import core, shape
+from simulator.engine import core, links, shape
 from simulator.engine.costs import on_wire
 from simulator.engine.driver import Driver
 from simulator.engine.foresight import Foresight
-from simulator.engine.links import Merged, Wires, joined, merged
+from simulator.engine.links import Merged, Wires, merged
 from simulator.engine.memories import Memories
 from simulator.engine.memory import HIT, LATE, MISS
 from simulator.engine.one_by_one import OneByOne
-from simulator.engine.parts import MicroBatch, Tables
+from simulator.engine.parts import MicroBatch, Tables, joined
 from simulator.engine.shape import Shape
 from simulator.engine.slots import Told
 from simulator.model.compute import NOTHING, ComputeModel, Work
@@ -168,21 +168,19 @@ class Step:
             gates = op_i[of.gates : of.heads].reshape(of.microbatches, of.layers, 9)
             gates[:, m.dense :, core.TELL] = 1
         gpus = np.arange(of.gpus, dtype=np.int32)
+        compute = m.compute
+        kinds = ((slice(m.dense), False), (slice(m.dense, None), True))
         for index, batch in enumerate(self.microbatches):
             rows = batch.rows.tolist()
-            compute = m.compute
-            dense = [compute.attention(r, False) for r in rows]
-            sparse = [compute.attention(r, True) for r in rows]
-            self._fill(grid_f, grid_i, (index, slice(m.dense), shape.ATTENTION), dense, rows)
-            self._fill(grid_f, grid_i, (index, slice(m.dense, None), shape.ATTENTION), sparse, rows)
+            for layers, sparse in kinds[m.dense == 0 :]:
+                attention = [compute.attention(r, sparse) for r in rows]
+                ffn = [compute.shared_experts(r) if sparse else compute.dense_ffn(r) for r in rows]
+                self._fill(grid_f, grid_i, (index, layers, shape.ATTENTION), attention, rows)
+                self._fill(grid_f, grid_i, (index, layers, shape.SHARED), ffn, rows)
             for layer in compute.windowed:
                 near = [compute.attention(r, layer >= m.dense, True) for r in rows]
                 where = (index, slice(layer, layer + 1), shape.ATTENTION)
                 self._fill(grid_f, grid_i, where, near, rows)
-            ffn = [compute.dense_ffn(r) for r in rows]
-            shared = [compute.shared_experts(r) for r in rows]
-            self._fill(grid_f, grid_i, (index, slice(m.dense), shape.SHARED), ffn, rows)
-            self._fill(grid_f, grid_i, (index, slice(m.dense, None), shape.SHARED), shared, rows)
             heads = of.heads + index * of.gpus + gpus
             sampled = batch.sampled.tolist()
             work = np.array([compute.lm_head(r) if r else NOTHING for r in sampled])
@@ -190,14 +188,26 @@ class Step:
             op_i[heads, core.STREAM] = np.where(work[:, 0] > 0.0, gpus, -1)
             self.head_work[index] = work[:, 1:]
         sends = _Sends(m.between, m.wires, of)
+        parts = [(batch, tables) for batch in self.microbatches for tables in batch.chunks]
+        together = joined([tables for _, tables in parts])
+        often = np.concatenate(
+            [np.bincount(batch.table_of, minlength=len(tables)) for batch, tables in parts]
+        )
+        dispatched = sends.add(together.pairs, m.dispatch, often, of.abroad)
+        combined = sends.add(together.pairs.transpose(0, 2, 1), m.combine, often, None)
+        done = 0
         for index, batch in enumerate(self.microbatches):
             for chunk, tables in enumerate(batch.chunks):
-                self._lay_chunk(grid_f, grid_i, sends, index, chunk, tables)
+                mine = slice(done, done + len(tables))
+                done += len(tables)
+                self._lay_chunk(
+                    grid_f, grid_i, index, chunk, tables, dispatched[mine], combined[mine]
+                )
         self.route_bytes = sends.route_bytes
         m.driver.lay(op_f, op_i, *sends.table(), sends.collectives())
         if isinstance(m.memories, Memories):
             recorded = self.layer_of[m.dense :]
-            m.memories.lay(self.index, self.microbatches, recorded, self.accesses)
+            m.memories.lay(self.index, self.microbatches, together, recorded, self.accesses)
 
     def _fill(
         self,
@@ -219,40 +229,37 @@ class Step:
         self,
         grid_f: Floats,
         grid_i: Int32s,
-        sends: _Sends,
         index: int,
         chunk: int,
         tables: Tables,
+        dispatched: Int32s,
+        combined: Int32s,
     ) -> None:
-        """The expert part of a chunk: what tables say, put where layers have them."""
+        """The expert part of a chunk: what tables say, put where layers have them.
+
+        dispatched, combined: int32 [tables, gpus], rows of the send table.
+        """
         m = self.machine
         of = m.shape
         table_of = np.array(self.table_of[m.dense :])
         sparse = slice(m.dense, None)
-        often = np.bincount(table_of, minlength=len(tables))
         gpus = np.arange(of.gpus, dtype=np.int32)
-        # [tables, sender, receiver] tokens
+        there = (shape.SEND_DISPATCH, shape.RECEIVE_DISPATCH, of.abroad)
+        back = (shape.SEND_COMBINE, shape.RECEIVE_COMBINE, None)
         ways = (
-            (tables.pairs, m.dispatch, shape.SEND_DISPATCH, shape.RECEIVE_DISPATCH, of.abroad),
-            (
-                tables.pairs.transpose(0, 2, 1),
-                m.combine,
-                shape.SEND_COMBINE,
-                shape.RECEIVE_COMBINE,
-                None,
-            ),
+            (tables.pairs, m.dispatch, dispatched, *there),
+            (tables.pairs.transpose(0, 2, 1), m.combine, combined, *back),
         )
-        for pairs, sending, send, receive, landed in ways:
+        for pairs, sending, row, send, receive, landed in ways:
             kind, receiver = of.kind(chunk, send), of.kind(chunk, receive)
             sent = pairs.sum(axis=2)
             sends_some = sent > 0
             block = np.tile(grid_i[index, m.dense, kind], (len(tables), 1, 1))
+            block[..., core.ROW] = row
             if of.whole:
-                block[..., core.ROW] = sends.add_whole(pairs, sending, often)
                 sender = sends_some.reshape(len(tables), -1, of.whole).any(axis=2)
                 sends_some[:, :: of.whole] |= sender
             else:
-                block[..., core.ROW] = sends.add(pairs, sending, often, landed)
                 block[..., core.CAUSE] = gpus
                 waits = np.count_nonzero(pairs, axis=1)
                 if landed is not None:
@@ -409,55 +416,54 @@ class _Sends:
         often: NDArray[np.int64],
         landed: NDArray[np.bool_] | None,
     ) -> Int32s:
-        """The sends of `pairs` [tables, gpus, gpus] tokens; returns their rows [tables, gpus].
+        """The sends of `pairs` [tables, gpus, gpus] tokens; returns rows int32 [tables, gpus].
 
         A table happens `often` int64 [tables], which is what the bytes per route count. Those of
         `landed` [gpus, gpus] are awaited where tokens land, not where they are received.
         """
-        table, source, target, route, sizes = self._transfers_of(pairs, sending, often)
+        of = self._of
+        table, source, target = np.nonzero(pairs)
+        route = self._between[source, target]
+        tokens = pairs[table, source, target]
+        crossed = tokens * (sending.token_bytes * often[table])
+        self.route_bytes += np.bincount(route, crossed, minlength=len(self.route_bytes))
+        sizes = sending.on_wire(tokens, route)
+        if of.whole:
+            groups = of.gpus // of.whole
+            each = np.bincount(table * groups + source // of.whole, minlength=len(pairs) * groups)
+            rows = self._append_whole(route, sizes, each).reshape(len(pairs), groups)
+            return np.repeat(rows, of.whole, axis=1)
         if landed is not None:
-            further = (shape.LANDED - shape.RECEIVE_DISPATCH) * self._of.gpus
-            target = target + further * landed[source, target]
-        senders = pairs.shape[:2]
-        each = np.bincount(table * senders[1] + source, minlength=pairs.size // senders[1])
-        return self._append(target, route, sizes, each).reshape(senders)
+            target += (shape.LANDED - shape.RECEIVE_DISPATCH) * of.gpus * landed[source, target]
+        each = np.bincount(table * of.gpus + source, minlength=len(pairs) * of.gpus)
+        return self._append(target, route, sizes, each).reshape(len(pairs), of.gpus)
 
-    def add_whole(self, pairs: Int32s, sending: Sending, often: NDArray[np.int64]) -> Int32s:
-        """As `add`, the sends of each collective as one flow."""
-        tables, gpus, whole = len(pairs), self._of.gpus, self._of.whole
-        groups = gpus // whole
-        table, source, _, route, sizes = self._transfers_of(pairs, sending, often)
-        each = np.bincount(table * groups + source // whole, minlength=tables * groups)
+    def _append_whole(self, route: Int32s, sizes: Floats, each: NDArray[np.int64]) -> Int32s:
+        """As `_append`, of collectives: all transfers of a row are one flow."""
         some = each > 0
         flows = merged(self._wires, np.append(0, np.cumsum(each[some])), route, sizes)
         before = sum(earlier.flows for earlier in self._flows)
         self._flows.append(flows)
         numbers = self._wires.routes + before + np.arange(flows.flows)
-        rows = self._append(np.zeros_like(numbers), numbers, flows.size_bytes, some)
-        return np.repeat(rows.reshape(tables, groups), whole, axis=1)
+        return self._append(0, numbers, flows.size_bytes, some)
 
     def _append(
-        self, target: NDArray[np.int64], route: NDArray[Any], sizes: Floats, each: NDArray[Any]
+        self,
+        target: NDArray[np.int64] | int,
+        route: NDArray[Any],
+        sizes: Floats,
+        each: NDArray[Any],
     ) -> Int32s:
         """Transfers, so many in `each` new row; returns the rows' numbers."""
-        self._rows.append(np.stack([target, route], axis=1).astype(np.int32))
+        sends = np.empty((len(sizes), 2), dtype=np.int32)
+        sends[:, 0], sends[:, 1] = target, route
+        self._rows.append(sends)
         self._sizes.append(sizes)
         self._ptr.append(self._transfers + np.cumsum(each))
         self._transfers += len(sizes)
         first = self._count
         self._count += len(each)
         return np.arange(first, self._count, dtype=np.int32)
-
-    def _transfers_of(
-        self, pairs: Int32s, sending: Sending, often: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], Int32s, Floats]:
-        """Table, sender, receiver, route and bytes on the wire of the transfers, in this order."""
-        table, source, target = np.nonzero(pairs)
-        route = self._between[source, target]
-        tokens = pairs[table, source, target]
-        crossed = tokens * (sending.token_bytes * often[table])
-        self.route_bytes += np.bincount(route, crossed, minlength=len(self.route_bytes))
-        return table, source, target, route, sending.on_wire(tokens, route)
 
     def table(self) -> tuple[Int32s, Int32s, Floats]:
         """send_ptr int32 [rows + 1], send_i int32 [sends, 2], send_f float64 [sends]."""
@@ -467,4 +473,4 @@ class _Sends:
 
     def collectives(self) -> Merged | None:
         """The collectives that are one flow, None if there are none."""
-        return joined(self._flows) if self._flows else None
+        return links.joined(self._flows) if self._flows else None

@@ -181,7 +181,7 @@ class SpanWriter(TableStream):
         bad = np.flatnonzero(~(records["end_s"] > records["start_s"]))
         if bad.size:
             raise ValueError(f"span of no length: {records[bad[0]]}")
-        plain = memoryview(np.ascontiguousarray(records).view(np.uint8))
+        plain = np.ascontiguousarray(records).view(np.uint8).data
         done = 0
         while done < len(plain):
             piece = plain[done : done + self._limit - self._offset]
