@@ -1,7 +1,8 @@
 """The tables of a run: spans as they happen, and the four small tables beside them.
 
 Every table is one Parquet file with the columns of `docs/architecture.md`, compressed with zstd
-level 1. The same rows give the same bytes: nothing in a file depends on time, process or threads.
+level 1, with checksums. The same rows give the same bytes: nothing in a file depends on time,
+process or threads.
 """
 
 from __future__ import annotations
@@ -79,6 +80,14 @@ RECORD = np.dtype(
 _DICTIONARY_COLUMNS = ["microbatch", "stream", "kind", "bytes", "flops"]
 
 
+# How tables are written. By the checksums, readers notice damage (`tables`).
+WRITING: dict[str, Any] = {
+    "compression": "zstd",
+    "compression_level": 1,
+    "write_page_checksum": True,
+}
+
+
 class TableStream:
     """What writers of tables share: they are context managers, and `close()` writes what is held.
 
@@ -125,8 +134,7 @@ class SpanWriter(TableStream):
         self._writer = pq.ParquetWriter(
             path,
             SPAN_SCHEMA,
-            compression="zstd",
-            compression_level=1,
+            **WRITING,
             use_dictionary=_DICTIONARY_COLUMNS,
             # A fifth of the time of writing, were it for all columns; by step, readers can skip.
             write_statistics=["step"],
@@ -275,9 +283,7 @@ class AccessWriter(TableStream):
         """Open `path` for writing (OSError if that cannot be done)."""
         self._held: list[tuple[Column, ...]] = []
         self._rows = 0
-        self._writer = pq.ParquetWriter(
-            path, ACCESS_SCHEMA, compression="zstd", compression_level=1
-        )
+        self._writer = pq.ParquetWriter(path, ACCESS_SCHEMA, **WRITING)
 
     def append(
         self,
@@ -334,7 +340,7 @@ def write_loads(path: Path, layer: Column, expert: Column, gpu: Column, rows: Co
 def write(path: Path, schema: pa.Schema, columns: Sequence[Column]) -> None:
     """Write one table; ValueError if the columns differ in length or hold nulls."""
     table = pa.Table.from_batches([batch(schema, columns)])
-    pq.write_table(table, path, compression="zstd", compression_level=1)
+    pq.write_table(table, path, **WRITING)
 
 
 def batch(schema: pa.Schema, columns: Sequence[Column]) -> pa.RecordBatch:
