@@ -455,17 +455,20 @@ def _count(wires: Wires, routing: Routing, work: Work, half: int) -> None:
                         if expert >= 0:
                             chosen[u, np.uint64(expert)] += 1
             for at in range(evaluations):
-                target, together = routing.gpu[0], 0
+                u = np.uint64(at)
+                target, together = np.uint64(routing.gpu[0]), 0
                 for expert in range(experts):
-                    count = chosen[at, expert]
-                    chosen[at, expert] = 0
-                    place = routing.copy[at, kind, expert]
-                    counts[at, place] += count
-                    if routing.gpu[place] != target:  # neighbours are often on one GPU
-                        pairs[at, rank, target] += together
-                        target, together = routing.gpu[place], 0
+                    e = np.uint64(expert)
+                    count = chosen[u, e]
+                    chosen[u, e] = 0
+                    place = np.uint64(routing.copy[u, kindu, e])
+                    counts[u, place] += count
+                    to = np.uint64(routing.gpu[place])
+                    if to != target:  # neighbours are often on one GPU
+                        pairs[u, ranku, target] += together
+                        target, together = to, 0
                     together += count
-                pairs[at, rank, target] += together
+                pairs[u, ranku, target] += together
 
 
 @inlined
