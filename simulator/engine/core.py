@@ -294,11 +294,11 @@ def _push(net: Net, time: float, kind: int, item: int) -> None:
     heap_f = net.heap_f
     heap_i = net.heap_i
     counts = net.counts
-    i = counts[N_HEAP]
+    i = np.uint64(counts[N_HEAP])
     counts[N_HEAP] += 1
     counts[N_SEQUENCE] += 1
-    while i > 0:
-        parent = (i - 1) // 2
+    while i > np.uint64(0):
+        parent = np.uint64((i - np.uint64(1)) >> np.uint64(1))
         if heap_f[parent] <= time:
             break
         heap_f[i] = heap_f[parent]
@@ -312,7 +312,7 @@ def _push(net: Net, time: float, kind: int, item: int) -> None:
 
 
 @inlined
-def _sooner(net: Net, a: int, time: float, sequence: int) -> bool:
+def _sooner(net: Net, a: np.uint64, time: float, sequence: int) -> bool:
     heap_f = net.heap_f
     heap_i = net.heap_i
     if heap_f[a] != time:
@@ -328,19 +328,20 @@ def _pop(net: Net) -> tuple[int, int]:
     kind = heap_i[0, 0]
     item = heap_i[0, 1]
     counts[N_HEAP] -= 1
-    n = counts[N_HEAP]
-    if n > 0:
+    n = np.uint64(counts[N_HEAP])
+    if n > np.uint64(0):
         time = heap_f[n]
         last_kind = heap_i[n, 0]
         last_item = heap_i[n, 1]
         sequence = heap_i[n, 2]
-        i = 0
+        i = np.uint64(0)
         while True:
-            child = 2 * i + 1
+            child = np.uint64((i << np.uint64(1)) | np.uint64(1))
             if child >= n:
                 break
-            if child + 1 < n and _sooner(net, child + 1, heap_f[child], heap_i[child, 2]):
-                child += 1
+            other = np.uint64(child + np.uint64(1))
+            if other < n and _sooner(net, other, heap_f[child], heap_i[child, 2]):
+                child = other
             if not _sooner(net, child, time, sequence):
                 break
             heap_f[i] = heap_f[child]
@@ -357,7 +358,7 @@ def _pop(net: Net) -> tuple[int, int]:
 @inlined
 def _before(net: Net, at: int) -> bool:
     """Whether the first event of the heap comes before this operation of `soon`."""
-    return _sooner(net, 0, net.clock[SOON_S], net.soon[at, 1])
+    return _sooner(net, np.uint64(0), net.clock[SOON_S], net.soon[at, 1])
 
 
 @inlined
@@ -932,8 +933,8 @@ def _lay(net: Net, op: int, route: int, size: float, receiver: int, source: int)
 def _todo(net: Net, action: int, op: int, cause: int) -> None:
     work = net.work
     counts = net.counts
-    at = counts[N_WORK]
-    counts[N_WORK] = at + 1
+    at = np.uint64(counts[N_WORK])
+    counts[N_WORK] += 1
     work[at, 0] = action
     work[at, 1] = op
     work[at, 2] = cause
@@ -944,14 +945,15 @@ def _count_down(net: Net, op: int, cause: int, now: float) -> None:
     """One thing less for an operation to wait for; the last makes it ready."""
     op_f = net.op_f
     op_i = net.op_i
-    op_i[op, WAITS] -= 1
-    if op_i[op, WAITS] > 0:
+    at = np.uint64(op)
+    op_i[at, WAITS] -= 1
+    if op_i[at, WAITS] > 0:
         return
-    op_f[op, READY] = now
-    if op_i[op, KIND] != SEND or op_i[op, RECEIVER] < 0:
-        op_i[op, CAUSE] = cause  # else its GPU, for those who receive from it
-    if op_f[op, DELAY] > 0.0:
-        _push(net, now + op_f[op, DELAY], JOIN, op)
+    op_f[at, READY] = now
+    if op_i[at, KIND] != SEND or op_i[at, RECEIVER] < 0:
+        op_i[at, CAUSE] = cause  # else its GPU, for those who receive from it
+    if op_f[at, DELAY] > 0.0:
+        _push(net, now + op_f[at, DELAY], JOIN, op)
     else:
         _todo(net, JOIN, op, -1)
 
@@ -961,13 +963,14 @@ def _join_stream(net: Net, op: int) -> None:
     """Queue an operation, or have it start if its stream is free."""
     op_i = net.op_i
     stream_i = net.stream_i
-    stream = op_i[op, STREAM]
-    if stream >= 0:
-        op_i[op, NEXT] = -1
+    at = np.uint64(op)
+    if op_i[at, STREAM] >= 0:
+        stream = np.uint64(op_i[at, STREAM])
+        op_i[at, NEXT] = -1
         last = stream_i[stream, LAST]
         stream_i[stream, LAST] = op
         if last >= 0:
-            op_i[last, NEXT] = op
+            op_i[np.uint64(last), NEXT] = op
             return
         stream_i[stream, RUNNING] = op
     _todo(net, START_IT, op, -1)
@@ -980,18 +983,19 @@ def _start(net: Net, op: int, now: float) -> None:
     send_ptr = net.send_ptr
     send_i = net.send_i
     route_f = net.route_f
-    op_f[op, START] = now
-    kind = op_i[op, KIND]
-    row = op_i[op, ROW]
+    at = np.uint64(op)
+    op_f[at, START] = now
+    kind = op_i[at, KIND]
+    row = op_i[at, ROW]
     if kind == TIMED:
-        if op_f[op, DURATION] > 0.0:
-            _push(net, now + op_f[op, DURATION], FINISH, op)
+        if op_f[at, DURATION] > 0.0:
+            _push(net, now + op_f[at, DURATION], FINISH, op)
         else:
             _todo(net, FINISH, op, -1)
     elif kind == FETCH:
-        op_i[op, LEFT] = 1
-        flow = _lay(net, op, row, op_f[op, DURATION], -1, -1)
-        _push(net, now + route_f[row], FLOW, flow)
+        op_i[at, LEFT] = 1
+        flow = _lay(net, op, row, op_f[at, DURATION], -1, -1)
+        _push(net, now + route_f[np.uint64(row)], FLOW, flow)
     else:
         first = send_ptr[row]
         last = send_ptr[row + 1]
@@ -1026,37 +1030,40 @@ def _finish(net: Net, op: int, now: float) -> None:
     edge_to = net.edge_to
     more_head = net.more_head
     more = net.more
-    net.op_f[op, END] = now
-    if op_i[op, TELL]:
+    at = np.uint64(op)
+    net.op_f[at, END] = now
+    if op_i[at, TELL]:
         ended[counts[N_ENDED]] = op
         counts[N_ENDED] += 1
-    stream = op_i[op, STREAM]
+    stream = op_i[at, STREAM]
     # Only a point of meeting hands on what it waited for, and a whole collective the operation for
     # which it waited; a kernel is a cause of its own.
     cause = -1
-    if (stream < 0 and op_i[op, KIND] == TIMED) or (
-        op_i[op, KIND] == SEND and op_i[op, RECEIVER] < 0
+    if (stream < 0 and op_i[at, KIND] == TIMED) or (
+        op_i[at, KIND] == SEND and op_i[at, RECEIVER] < 0
     ):
-        cause = op_i[op, CAUSE]
+        cause = op_i[at, CAUSE]
     if op < counts[LAID]:
-        for e in range(edge_ptr[op], edge_ptr[op + 1]):
-            after = edge_to[e]
-            whole = op_i[after, KIND] == SEND and op_i[after, RECEIVER] < 0
+        for e in range(edge_ptr[at], edge_ptr[np.uint64(at + np.uint64(1))]):
+            after = edge_to[np.uint64(e)]
+            next_ = np.uint64(after)
+            whole = op_i[next_, KIND] == SEND and op_i[next_, RECEIVER] < 0
             _todo(net, COUNT, after, op if whole else cause)
-    item = more_head[op]
-    more_head[op] = -1
+    item = more_head[at]
+    more_head[at] = -1
     while item >= 0:
-        _todo(net, COUNT, more[item, 0], cause)
-        item = more[item, 1]
+        _todo(net, COUNT, more[np.uint64(item), 0], cause)
+        item = more[np.uint64(item), 1]
     if stream >= 0:
-        after = op_i[op, NEXT]
-        stream_i[stream, RUNNING] = after
+        of = np.uint64(stream)
+        after = op_i[at, NEXT]
+        stream_i[of, RUNNING] = after
         if after >= 0:
             _todo(net, START_IT, after, -1)
         else:
-            stream_i[stream, LAST] = -1
-            if stream_i[stream, TELL_IDLE]:
-                stream_i[stream, TELL_IDLE] = 0
+            stream_i[of, LAST] = -1
+            if stream_i[of, TELL_IDLE]:
+                stream_i[of, TELL_IDLE] = 0
                 ended[counts[N_ENDED]] = -1 - stream
                 counts[N_ENDED] += 1
 
@@ -1066,16 +1073,17 @@ def prepare(net: Net, op: int, kind: int, stream: int, row: int, amount: float) 
     """Make a new operation, which waits for one thing; amount: duration (s) or bytes."""
     op_f = net.op_f
     op_i = net.op_i
-    op_i[op, KIND] = kind
-    op_i[op, STREAM] = stream
-    op_i[op, ROW] = row
-    op_i[op, TELL] = 0
-    op_i[op, WAITS] = 1
-    op_f[op, START] = -1.0
-    op_f[op, END] = -1.0
-    op_f[op, DURATION] = amount
-    op_f[op, DELAY] = 0.0
-    net.more_head[op] = -1
+    at = np.uint64(op)
+    op_i[at, KIND] = kind
+    op_i[at, STREAM] = stream
+    op_i[at, ROW] = row
+    op_i[at, TELL] = 0
+    op_i[at, WAITS] = 1
+    op_f[at, START] = -1.0
+    op_f[at, END] = -1.0
+    op_f[at, DURATION] = amount
+    op_f[at, DELAY] = 0.0
+    net.more_head[at] = -1
 
 
 @inlined
@@ -1203,9 +1211,10 @@ def advance(floats: Floats, ints: Ints, counts: Longs, limit: float) -> int:
         soon_n = counts[N_SOON] if clock[SOON_S] <= instant else 0
         while True:  # what follows at this instant, first come, first served
             if done < counts[N_WORK]:
-                action = work[done, 0]
-                item = work[done, 1]
-                cause = work[done, 2]
+                at = np.uint64(done)
+                action = work[at, 0]
+                item = work[at, 1]
+                cause = work[at, 2]
                 done += 1
             elif let < soon_n and not (counts[N_HEAP] > 0 and _before(net, let)):
                 action, item, cause = COUNT, int(soon[let, 0]), -1

@@ -488,15 +488,15 @@ def _evaluate(
                 for b in range(ranks):
                     sums[CAME, b] += pairs[a, b]
         for place in range(len(routing.gpu)):
-            count, gpu = counts[np.uint64(place)], np.uint64(routing.gpu[np.uint64(place)])
-            sums[TOTAL, gpu] += count
-            sums[ACTIVE, gpu] += count > 0
+            count, its = counts[np.uint64(place)], np.uint64(routing.gpu[np.uint64(place)])
+            sums[TOTAL, its] += count
+            sums[ACTIVE, its] += count > 0
         for gpu in range(ranks):
             sums[SHIFT, gpu] = tile_shift(costs.moe, sums[TOTAL, gpu] / max(sums[ACTIVE, gpu], 1))
         for place in range(len(routing.gpu)):
-            count, gpu = counts[np.uint64(place)], np.uint64(routing.gpu[np.uint64(place)])
-            shift = sums[SHIFT, gpu]
-            sums[TILES, gpu] += (count + (1 << shift) - 1) >> shift
+            count, its = counts[np.uint64(place)], np.uint64(routing.gpu[np.uint64(place)])
+            shift = sums[SHIFT, its]
+            sums[TILES, its] += (count + (1 << shift) - 1) >> shift
         for gpu in range(ranks):
             if not wires.once:
                 sums[CAME, gpu] = sums[TOTAL, gpu]
