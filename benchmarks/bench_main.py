@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Generator
 
+import numpy as np
 import simpy
 
 from simulator.engine import core, memory_kernel
 from simulator.engine.simulate import simulate
 from simulator.runfiles.rundir import open_run
-from simulator.runfiles.tables import read_table
+from simulator.runfiles.tables import iter_spans
 from simulator.spec.load import load_inputs
 
 LANES = 32  # micro-batches x GPUs of the main job: as many simpy processes as it has strands
@@ -125,11 +126,10 @@ def _wall(arguments: list[str]) -> float:
 
 def _check_spans() -> None:
     """No span of zero length, none twice."""
-    from simulator.runfiles.spans import SPAN_SCHEMA
-
     with open_run(None) as directory:
         simulate(load_inputs("nvswitch16", "moe128"), directory, seed=0)
-        spans = read_table(directory.spans, SPAN_SCHEMA)
+        blocks = list(iter_spans(directory.spans))
+    spans = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
     keys = ("step", "microbatch", "chunk", "layer", "gpu", "stream", "kind", "expert", "start_s")
     rows = list(zip(*(spans[key].tolist() for key in keys), strict=True))
     if len(set(rows)) != len(rows) or (spans["end_s"] <= spans["start_s"]).any():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from simulator.spec.transport import Transport
     from simulator.studies.validation.fit import Fitted
     from simulator.studies.validation.measured import Measurement
-    from simulator.studies.validation.validate import Verdict
+    from simulator.studies.validation.verdicts import Verdict
 
 LEAST = "64 KiB"  # below, times are launches and noise
 

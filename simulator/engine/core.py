@@ -62,10 +62,14 @@ gives them names and shapes, as the tuple `Net`:
     route_w float64 [crossings]  weighted: what a transfer's rate takes of the link, per B/s
     route_f float64 [routes]     latency (s)
     heap_f, heap_i  float64, int32 [events, 3]  times; kind, item and number of what will happen
+    soon    int32   [events, 2]  operations let go between two calls, all at one time, and numbers
+                                 in the same sequence: they need not go through the heap
     gone, free int32 [flows]     flows that end now; unused rows
     work    int32   [WORK, 3]    what is still to do in this instant: action, operation, cause
     ended   int32   [ops + streams]  out: operations that ended, or -1 - stream that fell idle
-    clock   float64 [4]          present; next event (inf: none); since when links are busy; epsilon
+    clock   float64 [6]          present; next event (inf: none); since when links are busy;
+                                 epsilon; weighted: when the first flow ends (-1: to be found out);
+                                 when what is in `soon` happens
     counts  int64   [COUNTS]     sizes, lengths and statistics
 
 All of it is in one file because numba's cache on disk knows of changes to the file of a compiled
@@ -101,9 +105,9 @@ OPS, LAID, EDGES, MORE, STREAMS, ROWS, SENDS, FLOWS, LINKS, ROUTES, EVENTS, WORK
 CROSSINGS, SHIFT = 13, 14  # SHIFT: log2 of the length of a flow's row in `way`
 SIZES = 15
 N_USED, N_HEAP, N_ROUNDS, N_NEW, N_FREE, N_SEQUENCE, N_ENDED, N_MORE, N_WORK = range(15, 24)
-N_SOLVES, N_RATES, N_CHANGED, N_ACTIVE, WEIGHTED, N_TURNS, N_TRAIL = range(24, 31)
-COUNTS = 31
-PRESENT, NEXT_EVENT, BUSY_SINCE, EPSILON = range(4)
+N_SOLVES, N_RATES, N_CHANGED, N_ACTIVE, WEIGHTED, N_TURNS, N_TRAIL, N_SOON = range(24, 32)
+COUNTS = 32
+PRESENT, NEXT_EVENT, BUSY_SINCE, EPSILON, FIRST_END, SOON_S = range(6)
 
 # Actions on an operation, and kinds of event: one thing less to wait for; queue it on its stream;
 # start it; it has ended; its transfers, or one of them, go on the wire.
@@ -148,6 +152,7 @@ class Net(NamedTuple):
     route_f: Floats
     heap_f: Floats
     heap_i: Ints
+    soon: Ints
     gone: Ints
     free: Ints
     work: Ints
@@ -162,12 +167,12 @@ def buffers(sizes: list[int]) -> tuple[Floats, Ints, Longs]:
     ops, laid, edges, more, streams, rows, sends, flows, links, routes, events, work = sizes[:12]
     places, crossings, shift = sizes[12:]
     floats = np.zeros(
-        5 * ops + sends + 5 * flows + places + 9 * links + routes + crossings + events + 4
+        5 * ops + sends + 5 * flows + places + 9 * links + routes + crossings + events + 6
     )
     ints = np.zeros(
         11 * ops + laid + 1 + edges + 2 * more + 4 * streams + rows + 1 + 2 * sends
         + 8 * flows + (flows << shift) + 2 * places + 13 * links + routes + 1 + crossings
-        + 3 * events + 3 * work,
+        + 5 * events + 3 * work,
         dtype=np.int32,
     )  # fmt: skip
     counts = np.zeros(COUNTS, dtype=np.int64)
@@ -216,6 +221,7 @@ def views(floats: Floats, ints: Ints, counts: Longs) -> Net:
     i23 = i22 + flows
     i24 = i23 + flows
     i25 = i24 + 3 * work
+    i26 = i25 + ops + streams
     return Net(
         op_f=floats[:f1].reshape(ops, 5),
         op_i=ints[:i1].reshape(ops, 9),
@@ -252,9 +258,10 @@ def views(floats: Floats, ints: Ints, counts: Longs) -> Net:
         gone=ints[i22:i23],
         free=ints[i23:i24],
         work=ints[i24:i25].reshape(work, 3),
-        ended=ints[i25 : i25 + ops + streams],
-        clock=floats[f10 : f10 + 4],
-        began=floats[f10 + 4 : f10 + 4 + flows],
+        ended=ints[i25:i26],
+        soon=ints[i26:].reshape(events, 2),
+        clock=floats[f10 : f10 + 6],
+        began=floats[f10 + 6 : f10 + 6 + flows],
         counts=counts,
     )
 
@@ -275,6 +282,7 @@ def connect(net: Net, capacity: Floats, flows: NDArray[np.int64]) -> None:
     net.frozen[:] = net.link_i[:, L_FIRST]
     net.room[::2] = capacity
     net.room[1::2] = 0.0
+    net.clock[FIRST_END] = np.inf
 
 
 inlined_views = inlined(views)  # for compiled functions; Python calls the plain one
@@ -286,11 +294,11 @@ def _push(net: Net, time: float, kind: int, item: int) -> None:
     heap_f = net.heap_f
     heap_i = net.heap_i
     counts = net.counts
-    i = counts[N_HEAP]
+    i = np.uint64(counts[N_HEAP])
     counts[N_HEAP] += 1
     counts[N_SEQUENCE] += 1
-    while i > 0:
-        parent = (i - 1) // 2
+    while i > np.uint64(0):
+        parent = np.uint64((i - np.uint64(1)) >> np.uint64(1))
         if heap_f[parent] <= time:
             break
         heap_f[i] = heap_f[parent]
@@ -304,7 +312,7 @@ def _push(net: Net, time: float, kind: int, item: int) -> None:
 
 
 @inlined
-def _sooner(net: Net, a: int, time: float, sequence: int) -> bool:
+def _sooner(net: Net, a: np.uint64, time: float, sequence: int) -> bool:
     heap_f = net.heap_f
     heap_i = net.heap_i
     if heap_f[a] != time:
@@ -320,19 +328,20 @@ def _pop(net: Net) -> tuple[int, int]:
     kind = heap_i[0, 0]
     item = heap_i[0, 1]
     counts[N_HEAP] -= 1
-    n = counts[N_HEAP]
-    if n > 0:
+    n = np.uint64(counts[N_HEAP])
+    if n > np.uint64(0):
         time = heap_f[n]
         last_kind = heap_i[n, 0]
         last_item = heap_i[n, 1]
         sequence = heap_i[n, 2]
-        i = 0
+        i = np.uint64(0)
         while True:
-            child = 2 * i + 1
+            child = np.uint64((i << np.uint64(1)) | np.uint64(1))
             if child >= n:
                 break
-            if child + 1 < n and _sooner(net, child + 1, heap_f[child], heap_i[child, 2]):
-                child += 1
+            other = np.uint64(child + np.uint64(1))
+            if other < n and _sooner(net, other, heap_f[child], heap_i[child, 2]):
+                child = other
             if not _sooner(net, child, time, sequence):
                 break
             heap_f[i] = heap_f[child]
@@ -344,6 +353,12 @@ def _pop(net: Net) -> tuple[int, int]:
         heap_i[i, 1] = last_item
         heap_i[i, 2] = sequence
     return kind, item
+
+
+@inlined
+def _before(net: Net, at: int) -> bool:
+    """Whether the first event of the heap comes before this operation of `soon`."""
+    return _sooner(net, np.uint64(0), net.clock[SOON_S], net.soon[at, 1])
 
 
 @inlined
@@ -417,8 +432,10 @@ def _enter_weighted(net: Net, flow: int, now: float) -> None:
         rate = min(rate, link_f[link, CAPACITY] / route_w[h])
         link_i[link, L_END] += 1
     if alone:
+        ends = now + flow_f[flow, BYTES] / rate if rate > 0.0 else np.inf
         flow_f[flow, RATE] = rate
-        flow_f[flow, ENDS] = now + flow_f[flow, BYTES] / rate if rate > 0.0 else np.inf
+        flow_f[flow, ENDS] = ends
+        net.clock[FIRST_END] = min(net.clock[FIRST_END], ends)
     else:
         counts[N_CHANGED] = 1
 
@@ -518,6 +535,7 @@ def _leave_weighted(net: Net, flow: int) -> None:
     active = net.active
     route_i = net.route_i
     counts = net.counts
+    net.clock[FIRST_END] = -1.0
     counts[N_ACTIVE] -= 1
     last = active[counts[N_ACTIVE]]
     active[flow_i[flow, F_ACTIVE]] = last
@@ -780,6 +798,7 @@ def _solve_weighted(net: Net, now: float) -> None:
     route_i = net.route_i
     route_w = net.route_w
     counts = net.counts
+    net.clock[FIRST_END] = -1.0
     counts[N_CHANGED] = 0
     counts[N_SOLVES] += 1
     counts[N_RATES] += counts[N_ACTIVE]
@@ -850,10 +869,13 @@ def _first_end(net: Net) -> float:
     round_f = net.round_f
     counts = net.counts
     rounds = counts[N_ROUNDS]
+    clock = net.clock
+    if clock[FIRST_END] < 0.0:
+        clock[FIRST_END] = np.inf
+        for i in range(counts[N_ACTIVE]):
+            clock[FIRST_END] = min(clock[FIRST_END], flow_f[active[i], ENDS])
     first = round_f[rounds - 1, R_FIRST_END] if rounds > 0 else np.inf
-    for i in range(counts[N_ACTIVE]):
-        first = min(first, flow_f[active[i], ENDS])
-    return float(first)
+    return float(min(first, clock[FIRST_END]))
 
 
 @inlined
@@ -872,7 +894,9 @@ def _ending(net: Net, now: float, instant: float) -> int:
     shift = counts[SHIFT]
     epsilon = clock[EPSILON]
     ends = 0
-    for i in range(counts[N_ACTIVE]):
+    # Flows that come on in this instant do not end in it: their rates are not known yet.
+    some = epsilon > 0.0 or clock[FIRST_END] <= instant
+    for i in range(counts[N_ACTIVE] if some else 0):
         flow = active[i]
         if flow_f[flow, ENDS] <= instant + epsilon * (now - began[flow]):
             gone[ends] = flow
@@ -909,8 +933,8 @@ def _lay(net: Net, op: int, route: int, size: float, receiver: int, source: int)
 def _todo(net: Net, action: int, op: int, cause: int) -> None:
     work = net.work
     counts = net.counts
-    at = counts[N_WORK]
-    counts[N_WORK] = at + 1
+    at = np.uint64(counts[N_WORK])
+    counts[N_WORK] += 1
     work[at, 0] = action
     work[at, 1] = op
     work[at, 2] = cause
@@ -921,14 +945,15 @@ def _count_down(net: Net, op: int, cause: int, now: float) -> None:
     """One thing less for an operation to wait for; the last makes it ready."""
     op_f = net.op_f
     op_i = net.op_i
-    op_i[op, WAITS] -= 1
-    if op_i[op, WAITS] > 0:
+    at = np.uint64(op)
+    op_i[at, WAITS] -= 1
+    if op_i[at, WAITS] > 0:
         return
-    op_f[op, READY] = now
-    if op_i[op, KIND] != SEND or op_i[op, RECEIVER] < 0:
-        op_i[op, CAUSE] = cause  # else its GPU, for those who receive from it
-    if op_f[op, DELAY] > 0.0:
-        _push(net, now + op_f[op, DELAY], JOIN, op)
+    op_f[at, READY] = now
+    if op_i[at, KIND] != SEND or op_i[at, RECEIVER] < 0:
+        op_i[at, CAUSE] = cause  # else its GPU, for those who receive from it
+    if op_f[at, DELAY] > 0.0:
+        _push(net, now + op_f[at, DELAY], JOIN, op)
     else:
         _todo(net, JOIN, op, -1)
 
@@ -938,13 +963,14 @@ def _join_stream(net: Net, op: int) -> None:
     """Queue an operation, or have it start if its stream is free."""
     op_i = net.op_i
     stream_i = net.stream_i
-    stream = op_i[op, STREAM]
-    if stream >= 0:
-        op_i[op, NEXT] = -1
+    at = np.uint64(op)
+    if op_i[at, STREAM] >= 0:
+        stream = np.uint64(op_i[at, STREAM])
+        op_i[at, NEXT] = -1
         last = stream_i[stream, LAST]
         stream_i[stream, LAST] = op
         if last >= 0:
-            op_i[last, NEXT] = op
+            op_i[np.uint64(last), NEXT] = op
             return
         stream_i[stream, RUNNING] = op
     _todo(net, START_IT, op, -1)
@@ -957,18 +983,19 @@ def _start(net: Net, op: int, now: float) -> None:
     send_ptr = net.send_ptr
     send_i = net.send_i
     route_f = net.route_f
-    op_f[op, START] = now
-    kind = op_i[op, KIND]
-    row = op_i[op, ROW]
+    at = np.uint64(op)
+    op_f[at, START] = now
+    kind = op_i[at, KIND]
+    row = op_i[at, ROW]
     if kind == TIMED:
-        if op_f[op, DURATION] > 0.0:
-            _push(net, now + op_f[op, DURATION], FINISH, op)
+        if op_f[at, DURATION] > 0.0:
+            _push(net, now + op_f[at, DURATION], FINISH, op)
         else:
             _todo(net, FINISH, op, -1)
     elif kind == FETCH:
-        op_i[op, LEFT] = 1
-        flow = _lay(net, op, row, op_f[op, DURATION], -1, -1)
-        _push(net, now + route_f[row], FLOW, flow)
+        op_i[at, LEFT] = 1
+        flow = _lay(net, op, row, op_f[at, DURATION], -1, -1)
+        _push(net, now + route_f[np.uint64(row)], FLOW, flow)
     else:
         first = send_ptr[row]
         last = send_ptr[row + 1]
@@ -1003,37 +1030,40 @@ def _finish(net: Net, op: int, now: float) -> None:
     edge_to = net.edge_to
     more_head = net.more_head
     more = net.more
-    net.op_f[op, END] = now
-    if op_i[op, TELL]:
+    at = np.uint64(op)
+    net.op_f[at, END] = now
+    if op_i[at, TELL]:
         ended[counts[N_ENDED]] = op
         counts[N_ENDED] += 1
-    stream = op_i[op, STREAM]
+    stream = op_i[at, STREAM]
     # Only a point of meeting hands on what it waited for, and a whole collective the operation for
     # which it waited; a kernel is a cause of its own.
     cause = -1
-    if (stream < 0 and op_i[op, KIND] == TIMED) or (
-        op_i[op, KIND] == SEND and op_i[op, RECEIVER] < 0
+    if (stream < 0 and op_i[at, KIND] == TIMED) or (
+        op_i[at, KIND] == SEND and op_i[at, RECEIVER] < 0
     ):
-        cause = op_i[op, CAUSE]
+        cause = op_i[at, CAUSE]
     if op < counts[LAID]:
-        for e in range(edge_ptr[op], edge_ptr[op + 1]):
-            after = edge_to[e]
-            whole = op_i[after, KIND] == SEND and op_i[after, RECEIVER] < 0
+        for e in range(edge_ptr[at], edge_ptr[np.uint64(at + np.uint64(1))]):
+            after = edge_to[np.uint64(e)]
+            next_ = np.uint64(after)
+            whole = op_i[next_, KIND] == SEND and op_i[next_, RECEIVER] < 0
             _todo(net, COUNT, after, op if whole else cause)
-    item = more_head[op]
-    more_head[op] = -1
+    item = more_head[at]
+    more_head[at] = -1
     while item >= 0:
-        _todo(net, COUNT, more[item, 0], cause)
-        item = more[item, 1]
+        _todo(net, COUNT, more[np.uint64(item), 0], cause)
+        item = more[np.uint64(item), 1]
     if stream >= 0:
-        after = op_i[op, NEXT]
-        stream_i[stream, RUNNING] = after
+        of = np.uint64(stream)
+        after = op_i[at, NEXT]
+        stream_i[of, RUNNING] = after
         if after >= 0:
             _todo(net, START_IT, after, -1)
         else:
-            stream_i[stream, LAST] = -1
-            if stream_i[stream, TELL_IDLE]:
-                stream_i[stream, TELL_IDLE] = 0
+            stream_i[of, LAST] = -1
+            if stream_i[of, TELL_IDLE]:
+                stream_i[of, TELL_IDLE] = 0
                 ended[counts[N_ENDED]] = -1 - stream
                 counts[N_ENDED] += 1
 
@@ -1043,16 +1073,17 @@ def prepare(net: Net, op: int, kind: int, stream: int, row: int, amount: float) 
     """Make a new operation, which waits for one thing; amount: duration (s) or bytes."""
     op_f = net.op_f
     op_i = net.op_i
-    op_i[op, KIND] = kind
-    op_i[op, STREAM] = stream
-    op_i[op, ROW] = row
-    op_i[op, TELL] = 0
-    op_i[op, WAITS] = 1
-    op_f[op, START] = -1.0
-    op_f[op, END] = -1.0
-    op_f[op, DURATION] = amount
-    op_f[op, DELAY] = 0.0
-    net.more_head[op] = -1
+    at = np.uint64(op)
+    op_i[at, KIND] = kind
+    op_i[at, STREAM] = stream
+    op_i[at, ROW] = row
+    op_i[at, TELL] = 0
+    op_i[at, WAITS] = 1
+    op_f[at, START] = -1.0
+    op_f[at, END] = -1.0
+    op_f[at, DURATION] = amount
+    op_f[at, DELAY] = 0.0
+    net.more_head[at] = -1
 
 
 @inlined
@@ -1079,8 +1110,19 @@ def hold(net: Net, before: int, after: int) -> None:
 
 @inlined
 def let_go(net: Net, op: int, now: float) -> None:
-    """Take one thing to wait for from an operation at `now` (s)."""
-    _push(net, now, COUNT, op)
+    """Take one thing to wait for from an operation at `now` (s); not while the core runs."""
+    counts = net.counts
+    clock = net.clock
+    soon = net.soon
+    at = counts[N_SOON]
+    if at > 0 and clock[SOON_S] != now:
+        _push(net, now, COUNT, op)
+        return
+    counts[N_SOON] = at + 1
+    counts[N_SEQUENCE] += 1
+    clock[SOON_S] = now
+    soon[at, 0] = op
+    soon[at, 1] = counts[N_SEQUENCE]
 
 
 @allocation_free
@@ -1133,6 +1175,7 @@ def advance(floats: Floats, ints: Ints, counts: Longs, limit: float) -> int:
     flow_i = net.flow_i
     gone = net.gone
     heap_f = net.heap_f
+    soon = net.soon
     work = net.work
     clock = net.clock
     while counts[N_ENDED] == 0:
@@ -1144,6 +1187,8 @@ def advance(floats: Floats, ints: Ints, counts: Longs, limit: float) -> int:
         now = _first_end(net)
         if counts[N_HEAP] > 0:
             now = min(now, heap_f[0])
+        if counts[N_SOON] > 0:
+            now = min(now, clock[SOON_S])
         if now > limit or now == np.inf:
             clock[NEXT_EVENT] = now
             return 0
@@ -1162,12 +1207,18 @@ def advance(floats: Floats, ints: Ints, counts: Longs, limit: float) -> int:
             if op_i[op, LEFT] == 0:
                 _todo(net, FINISH, op, -1)
         done = 0
+        let = 0
+        soon_n = counts[N_SOON] if clock[SOON_S] <= instant else 0
         while True:  # what follows at this instant, first come, first served
             if done < counts[N_WORK]:
-                action = work[done, 0]
-                item = work[done, 1]
-                cause = work[done, 2]
+                at = np.uint64(done)
+                action = work[at, 0]
+                item = work[at, 1]
+                cause = work[at, 2]
                 done += 1
+            elif let < soon_n and not (counts[N_HEAP] > 0 and _before(net, let)):
+                action, item, cause = COUNT, int(soon[let, 0]), -1
+                let += 1
             elif counts[N_HEAP] > 0 and heap_f[0] <= instant:
                 action, item = _pop(net)
                 cause = -1
@@ -1190,6 +1241,8 @@ def advance(floats: Floats, ints: Ints, counts: Longs, limit: float) -> int:
                     flow = _send_flow(net, item, i) if action == BEGIN else item
                     _enter(net, flow, now)
         counts[N_WORK] = 0
+        if soon_n > 0:
+            counts[N_SOON] = 0
     clock[NEXT_EVENT] = clock[PRESENT]
     found = int(counts[N_ENDED])
     counts[N_ENDED] = 0

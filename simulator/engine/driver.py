@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from heapq import heappush
 
 import numpy as np
@@ -78,7 +78,7 @@ class Driver:
         send_ptr: Ints,
         send_i: Ints,
         send_f: NDArray[np.float64],
-        collectives: Sequence[Merged] = (),
+        collectives: Merged | None = None,
     ) -> None:
         """Set the fixed part for a step: operations [laid, 5] and [laid, 9], the send table, and
         the collectives that are one flow; their routes follow those of the wires.
@@ -88,7 +88,8 @@ class Driver:
         transfers = int(np.diff(send_ptr).max(initial=0))
         net = self.net
         net.counts[core.N_MORE] = 0
-        if net.counts[core.N_SEQUENCE] > core.MANY and net.counts[core.N_HEAP] == 0:
+        waiting = net.counts[core.N_HEAP] + net.counts[core.N_SOON]
+        if net.counts[core.N_SEQUENCE] > core.MANY and waiting == 0:
             net.counts[core.N_SEQUENCE] = 0
         self._need(
             {
@@ -99,7 +100,7 @@ class Driver:
             }
         )
         laid = len(op_i)
-        if collectives:
+        if collectives is not None:
             self._lay_routes(links.wires_of_merged(self._wires, collectives))
         free = (op_i[:, core.KIND] == core.FETCH) & (op_i[:, core.STREAM] < 0)
         if free.any():  # they do not wait for one another

@@ -70,4 +70,4 @@ def _tell(foresight: Foresight, gpu: int, microbatches: Sequence[MicroBatch]) ->
     for layer in range(len(microbatches[0].table_of)):
         for microbatch in microbatches:
             for chunk in microbatch.chunks:
-                foresight.add(layer, chunk[microbatch.table_of[layer]].order[gpu])
+                foresight.add(layer, chunk.order[microbatch.table_of[layer]][gpu])

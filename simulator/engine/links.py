@@ -114,60 +114,101 @@ def _on_link(wires: Wires, at_once: Counts) -> Counts:
 
 
 class Merged(NamedTuple):
-    """A whole collective as one weighted flow.
+    """Whole collectives, each as one weighted flow.
 
-    link int32 [used] and weight float64 [used]; size_bytes; latency_s.
+    ptr: int64 [flows + 1]; link: int32 [crossings] and weight: float64 [crossings], those of flow i
+    from ptr[i] to ptr[i + 1]; size_bytes, latency_s: float64 [flows].
     """
 
+    ptr: Counts
     link: Ints
     weight: Floats
-    size_bytes: float
-    latency_s: float
+    size_bytes: Floats
+    latency_s: Floats
+
+    @property
+    def flows(self) -> int:
+        """Number of flows."""
+        return len(self.size_bytes)
 
 
-def merged(wires: Wires, route: Ints, size_bytes: Floats) -> Merged:
-    """The transfers of a collective, route int32 and size_bytes float64 [transfers], as one flow.
+def merged(wires: Wires, ptr: Counts, route: Ints, size_bytes: Floats) -> Merged:
+    """Transfers of collectives as one flow for each.
 
-    It is as large as the mean transfer and has its rate: a link that carries b bytes of the
+    ptr: int64 [collectives + 1], route: int32 and size_bytes: float64 [transfers]: collective i has
+    those from ptr[i] to ptr[i + 1], one at least.
+
+    A flow is as large as the mean transfer and has its rate: a link that carries b bytes of the
     collective has the weight b / mean. Alone, it takes as long as its slowest link; beside others,
     a link is shared as if each of its transfers had the mean rate. It waits the longest latency.
     """
-    mean_bytes = float(size_bytes.mean())
-    load = np.zeros(len(wires.capacity_bytes_per_s))
+    links, flows = len(wires.capacity_bytes_per_s), len(ptr) - 1
+    most = flows * links
+    if most > len(route):  # else it is little already
+        most = min(most, int(np.diff(wires.ptr)[route].sum()))
     weight = np.zeros(0) if wires.weight is None else wires.weight
-    latency_s = _add_loads(load, wires.ptr, wires.link, weight, wires.latency_s, route, size_bytes)
-    used = np.flatnonzero(load)
-    return Merged(used.astype(np.int32), load[used] / mean_bytes, mean_bytes, float(latency_s))
+    made = Merged(
+        np.zeros(flows + 1, dtype=np.int64),
+        np.empty(most, dtype=np.int32),
+        np.empty(most),
+        np.empty(flows),
+        np.empty(flows),
+    )
+    _merge(links, wires.ptr, wires.link, weight, wires.latency_s, ptr, route, size_bytes, *made)
+    return made._replace(link=made.link[: made.ptr[-1]], weight=made.weight[: made.ptr[-1]])
 
 
-def wires_of_merged(wires: Wires, flows: Sequence[Merged]) -> Wires:
+def wires_of_merged(wires: Wires, flows: Merged) -> Wires:
     """The wires with one route for each of these flows in place of the others."""
-    ends = np.cumsum([0, *(len(flow.link) for flow in flows)])
-    return Wires(
-        wires.capacity_bytes_per_s,
-        ends.astype(np.int64),
-        np.concatenate([np.zeros(0, dtype=np.int32), *(flow.link for flow in flows)]),
-        np.concatenate([np.zeros(0), *(flow.weight for flow in flows)]),
-        np.array([flow.latency_s for flow in flows]),
+    return wires._replace(
+        ptr=flows.ptr, link=flows.link, weight=flows.weight, latency_s=flows.latency_s
     )
 
 
+def joined(flows: Sequence[Merged]) -> Merged:
+    """All these flows, one after the other."""
+    ahead = np.cumsum([0, *(len(each.link) for each in flows)])
+    ptr = [each.ptr[1:] + first for each, first in zip(flows, ahead, strict=False)]
+    columns = zip(*(each[1:] for each in flows), strict=True)
+    return Merged(np.concatenate([ahead[:1], *ptr]), *map(np.concatenate, columns))
+
+
 @compiled
-def _add_loads(
-    load: Floats,
+def _merge(
+    links: int,
     ptr: Counts,
     link: Ints,
     weight: Floats,
     latency_s: Floats,
+    transfer_ptr: Counts,
     route: Ints,
     size_bytes: Floats,
-) -> float:
-    """Add the bytes of transfers to those of their links [links]; gives the longest latency."""
+    flow_ptr: Counts,
+    flow_link: Ints,
+    flow_weight: Floats,
+    flow_bytes: Floats,
+    flow_latency_s: Floats,
+) -> None:
+    """Fill in the flows: `Merged`, with room to spare."""
     weighted = weight.size > 0
-    longest = 0.0
-    for i in range(route.size):
-        r = route[i]
-        longest = max(longest, latency_s[r])
-        for h in range(ptr[r], ptr[r + 1]):
-            load[link[h]] += size_bytes[i] * weight[h] if weighted else size_bytes[i]
-    return longest
+    load = np.zeros(links)
+    crossings = 0
+    for flow in range(flow_bytes.size):
+        longest = 0.0
+        total = 0.0
+        for i in range(transfer_ptr[flow], transfer_ptr[flow + 1]):
+            r = route[i]
+            longest = max(longest, latency_s[r])
+            total += size_bytes[i]
+            for h in range(ptr[r], ptr[r + 1]):
+                load[link[h]] += size_bytes[i] * weight[h] if weighted else size_bytes[i]
+        mean = total / (transfer_ptr[flow + 1] - transfer_ptr[flow])
+        for at in range(links):
+            if load[at] > 0.0:
+                flow_link[crossings] = at
+                flow_weight[crossings] = load[at] / mean
+                load[at] = 0.0
+                crossings += 1
+        flow_ptr[flow + 1] = crossings
+        flow_bytes[flow] = mean
+        flow_latency_s[flow] = longest

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from simulator.engine import memory_kernel as kernel
 from simulator.engine import memory_tables as t
 from simulator.engine.driver import Driver
-from simulator.engine.parts import MicroBatch
+from simulator.engine.parts import MicroBatch, Tables
 from simulator.engine.shape import Shape
 from simulator.engine.slots import Pool, Told
 from simulator.model.compute import ComputeModel
@@ -88,28 +88,27 @@ class Memories:
         self,
         step: int,
         microbatches: Sequence[MicroBatch],
+        tables: Tables,
         recorded: Sequence[int],
         accesses: NDArray[np.int64],
     ) -> None:
-        """Take a step's routing, after the driver has; recorded: [layers], the recorded layer of
-        each MoE layer; accesses: int64 [gpus, all layers, 5], where they are counted.
+        """Take a step's routing, after the driver has; tables: of all its chunks; recorded:
+        [layers], the recorded layer of each MoE layer; accesses: int64 [gpus, all layers, 5], where
+        they are counted.
         """
         of, m = self._shape, self.tables
-        chunks = [tables for batch in microbatches for tables in batch.chunks]
-        each = [table for tables in chunks for table in tables]
-        ptr = np.array([table.need.ptr for table in each], dtype=np.int64)
-        ends = np.cumsum(ptr[:, -1])
-        self._most = int(np.diff(ptr, axis=1).max(initial=0))
-        nth = np.arange(len(chunks), dtype=np.int32).reshape(of.microbatches, of.chunks, 1)
+        ptr, experts, rows = tables.need
+        self._most = int(np.diff(ptr).max(initial=0))
+        parts = of.microbatches * of.chunks
+        nth = np.arange(parts, dtype=np.int32).reshape(of.microbatches, of.chunks, 1)
         table_of = np.array([batch.table_of for batch in microbatches], dtype=np.int32)
-        table_of = nth * np.int32(len(chunks[0])) + table_of[:, None, :]
-        kernels = int((ptr[:, -1] + of.gpus)[table_of].sum())
-        rows = np.concatenate([table.need.rows for table in each])
+        table_of = nth * np.int32(len(tables) // parts) + table_of[:, None, :]
+        kernels = int((np.diff(ptr[:: of.gpus]) + of.gpus)[table_of].sum())
         self.tables = m._replace(
-            order=np.concatenate([table.need.experts for table in each]).astype(np.int32),
+            order=experts.astype(np.int32),
             rows=rows,
-            ptr=np.append(ptr[:, :-1] + (ends - ptr[:, -1])[:, None], ends[-1]),
-            came=np.array([table.tokens for table in each], dtype=np.int64),
+            ptr=ptr.astype(np.int64),
+            came=tables.tokens.astype(np.int64),
             table_of=table_of,
             alone=self._alone(rows),
             kernel_i=_of_length(m.kernel_i, kernels, False),

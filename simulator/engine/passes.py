@@ -57,7 +57,7 @@ class Filled(NamedTuple):
     op_f: Floats
     op_i: Ints
     sends: Table
-    collectives: list[Merged]
+    collectives: Merged | None
     mover: Longs
     rows: Longs
     active: Longs
@@ -136,7 +136,7 @@ class Filler:
             self._op_f,
             self._op_i,
             self._sends.table(),
-            self._sends.collectives,
+            self._sends.collectives(),
             self._mover,
             self._rows,
             self._active,

@@ -11,7 +11,7 @@ from collections.abc import Hashable
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.engine.links import Merged, Wires, merged
+from simulator.engine.links import Merged, Wires, joined, merged
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
@@ -25,7 +25,7 @@ class Sends:
     """The send table of one program. State: its rows so far, and the collectives as one flow."""
 
     def __init__(self, wires: Wires) -> None:
-        self.collectives: list[Merged] = []
+        self._flows: list[Merged] = []
         self._wires = wires
         self._row_of: dict[Hashable, int] = {}
         self._ptr = [np.zeros(1, dtype=np.int32)]
@@ -55,14 +55,18 @@ class Sends:
         if not len(route):
             return NOTHING_SENT
         if key not in self._row_of:
-            flow = merged(self._wires, route, wire)
-            number = self._wires.routes + len(self.collectives)
-            self.collectives.append(flow)
+            flow = merged(self._wires, np.array([0, len(route)]), route, wire)
+            number = self._wires.routes + len(self._flows)
+            self._flows.append(flow)
             one = np.zeros(1, dtype=np.int64)
             at = np.array([number], dtype=np.int32)
-            rows = self.add(1, one, one, at, np.array([flow.size_bytes]))
+            rows = self.add(1, one, one, at, flow.size_bytes)
             self._row_of[key] = int(rows[0])
         return self._row_of[key]
+
+    def collectives(self) -> Merged | None:
+        """The collectives that are one flow, None if there are none."""
+        return joined(self._flows) if self._flows else None
 
     def table(self) -> Table:
         """send_ptr int32 [rows + 1], send_i int32 [sends, 2], send_f float64 [sends]."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.compiled import allocation_free, inlined, on_top_of
 from simulator.engine import core, shape
 from simulator.engine.shape import Shape
 from simulator.engine.slots import Told
 from simulator.engine.step import Step
 from simulator.runfiles import spans
 
+Floats = NDArray[np.float64]
+Int32s = NDArray[np.int32]
+Longs = NDArray[np.int64]
 Records = NDArray[np.void]
 
 _PLAIN = np.dtype((np.void, spans.RECORD.itemsize))
@@ -21,25 +24,58 @@ _PLAIN = np.dtype((np.void, spans.RECORD.itemsize))
 
 def read_spans(step: Step) -> Records:
     """Compute and communication spans of a step, in order of completion (dtype `spans.RECORD`)."""
-    return _in_order(_joined([*_grid(step), _heads(step), _kernels(step)]))
+    of = step.machine.shape
+    net = step.machine.driver.net
+    kernels, times = step.kernels()
+    records = np.zeros(of.gates + of.microbatches * of.gpus + len(kernels), dtype=spans.RECORD)
+    count = _of_grid(
+        records, step.index, of.whole, _span_kinds(of), net.op_f, net.op_i, step.work, step.rows
+    )
+    count = _of_heads(
+        records,
+        count,
+        step.index,
+        of.layers,
+        of.heads,
+        net.op_f,
+        net.op_i,
+        step.head_work,
+        step.head_rows,
+    )
+    count = _of_kernels(records, count, step.index, net.op_f, kernels, times)
+    return _in_order(records[:count])
 
 
-def _joined(parts: Sequence[Records]) -> Records:
-    # As plain bytes: numpy copies records with fields one field of one record at a time.
-    return np.concatenate([part.view(_PLAIN) for part in parts]).view(spans.RECORD)
+def _in_order(records: Records) -> Records:
+    """Records in order of completion; those that end together by start, then by GPU."""
+    order = np.argsort(records["end_s"], kind="stable")
+    _settle(records, order)
+    return _chosen(records, order)
 
 
 def _chosen(records: Records, which: NDArray[Any]) -> Records:
     """Records by number, or those for which `which` is true."""
+    # As plain bytes: numpy copies records with fields one field of one record at a time.
     chosen: Records = records.view(_PLAIN)[which].view(spans.RECORD)
     return chosen
 
 
-def _in_order(records: Records) -> Records:
-    """Records in order of completion, without those too short for the clock to show."""
-    records = _chosen(records, records["end_s"] > records["start_s"])
-    order = np.lexsort((records["gpu"], records["start_s"], records["end_s"]))
-    return _chosen(records, order)
+@allocation_free
+def _settle(records: Records, order: Longs) -> None:
+    """Put records that end together in order, by insertion: they mostly are already."""
+    for i in range(1, len(order)):
+        mine = order[i]
+        span = records[mine]
+        at = i
+        while at > 0:
+            other = records[order[at - 1]]
+            if other["end_s"] < span["end_s"] or other["start_s"] < span["start_s"]:
+                break
+            if other["start_s"] == span["start_s"] and other["gpu"] <= span["gpu"]:
+                break
+            order[at] = order[at - 1]
+            at -= 1
+        order[at] = mine
 
 
 def read_fetches(told: Told, dense: int, expert_bytes: float, origin: NDArray[np.int32]) -> Records:
@@ -61,7 +97,8 @@ def read_fetches(told: Told, dense: int, expert_bytes: float, origin: NDArray[np
     records["expert"] = told.expert
     records["bytes"] = expert_bytes * told.size
     records["used"] = told.used
-    return _in_order(records)
+    # None so short that the clock does not show it.
+    return _in_order(_chosen(records, told.end_s > told.start_s))
 
 
 def _span_kinds(of: Shape) -> NDArray[np.int8]:
@@ -70,107 +107,139 @@ def _span_kinds(of: Shape) -> NDArray[np.int8]:
     return np.array([spans.ATTENTION, spans.FFN, *per_chunk * of.chunks], dtype=np.int8)
 
 
-def _times(
-    step: Step,
-    ops: NDArray[Any],
-    stream: int,
-    index: NDArray[np.int64],
-    gpu: NDArray[np.int64],
-) -> Records:
-    """Records of operations with what is alike for all kinds."""
-    net = step.machine.driver.net
-    records = np.zeros(len(ops), dtype=spans.RECORD)
-    times = net.op_f[ops]
-    records["step"] = step.index
-    records["microbatch"] = index
-    records["gpu"] = gpu
-    records["stream"] = stream
-    records["start_s"] = times[:, core.START]
-    records["end_s"] = times[:, core.END]
-    records["ready_s"] = times[:, core.READY]
-    records["peer"] = -1
-    records["expert"] = -1
-    return records
-
-
-def _peers(step: Step, ops: NDArray[Any]) -> NDArray[np.int32]:
-    """The GPU that made each operation ready, -1 if none; the cause may be an operation of it."""
-    cause = step.machine.driver.net.op_i[ops, core.CAUSE]
-    return np.where(cause >= 0, cause % step.machine.shape.gpus, -1)
-
-
-def _grid(step: Step) -> list[Records]:
-    of = step.machine.shape
-    net = step.machine.driver.net
-    kind_of = _span_kinds(of)
-    found = []
-    runs = (net.op_i[: of.gates, core.STREAM] >= 0).reshape(of.grid.shape)
-    for stream, sends in ((spans.COMPUTE, False), (spans.COMM, True)):
-        chosen = runs & ((kind_of == spans.DISPATCH) | (kind_of == spans.COMBINE))[:, None]
-        chosen = chosen if sends else runs & ~chosen
-        index, layer, kind, gpu = np.nonzero(chosen)
-        ops = of.grid[index, layer, kind, gpu]
-        records = _times(step, ops, stream, index, gpu)
-        records["chunk"] = np.maximum(kind - shape.CHUNK, 0) // shape.PER_CHUNK
-        records["layer"] = layer
-        records["kind"] = kind_of[kind]
-        if not sends:
-            records["peer"] = _peers(step, ops)
-        elif of.whole:
-            _as_a_whole(step, records, index, layer, kind, gpu)
-        records["flops"] = step.work[index, layer, kind, gpu, 0]
-        records["bytes"] = step.work[index, layer, kind, gpu, 1]
-        records["rows"] = step.rows[index, layer, kind, gpu]
-        # Who sends for others may send nothing itself.
-        found.append(_chosen(records, records["rows"] > 0) if sends else records)
-    return found
-
-
-def _as_a_whole(
-    step: Step,
+@on_top_of(core, shape, spans)
+def _of_grid(
     records: Records,
-    index: NDArray[np.int64],
-    layer: NDArray[np.int64],
-    kind: NDArray[np.int64],
-    gpu: NDArray[np.int64],
-) -> None:
-    """Give the sends of a collective that is one flow the times of the GPU that sends for all."""
-    of = step.machine.shape
-    op_f = step.machine.driver.net.op_f
-    first = op_f[of.grid[index, layer, kind, gpu // of.whole * of.whole]]
-    records["start_s"], records["end_s"] = first[:, core.START], first[:, core.END]
-    # Dispatch waits for attention, combine for the experts, which come just before it.
-    combine = (kind - shape.CHUNK) % shape.PER_CHUNK == shape.SEND_COMBINE
-    before = np.where(combine, kind - 1, shape.ATTENTION)
-    records["ready_s"] = op_f[of.grid[index, layer, before, gpu], core.END]
+    step: int,
+    whole: int,
+    kind_of: NDArray[np.int8],
+    op_f: Floats,
+    op_i: Int32s,
+    work: Floats,
+    rows: Longs,
+) -> int:
+    """Write spans of kernels, then of sends; gives how many. Tables as `Step` has them."""
+    microbatches, layers, kinds, gpus = rows.shape
+    count = 0
+    for sends in (False, True):
+        for m in range(microbatches):
+            for layer in range(layers):
+                for kind in range(kinds):
+                    is_send = kind_of[kind] == spans.DISPATCH or kind_of[kind] == spans.COMBINE
+                    if is_send != sends:
+                        continue
+                    first = ((m * layers + layer) * kinds + kind) * gpus
+                    for gpu in range(gpus):
+                        op = first + gpu
+                        # Who sends for others may send nothing itself.
+                        if op_i[op, core.STREAM] < 0 or (sends and rows[m, layer, kind, gpu] == 0):
+                            continue
+                        # A collective that is one flow has the times of the one who sends for all.
+                        timed = op - gpu % whole if sends and whole else op
+                        if not _write(records[count], step, op_f, timed):
+                            continue
+                        span = records[count]
+                        count += 1
+                        span["microbatch"] = m
+                        span["chunk"] = max(kind - shape.CHUNK, 0) // shape.PER_CHUNK
+                        span["layer"] = layer
+                        span["gpu"] = gpu
+                        span["stream"] = spans.COMM if sends else spans.COMPUTE
+                        span["kind"] = kind_of[kind]
+                        span["flops"] = work[m, layer, kind, gpu, 0]
+                        span["bytes"] = work[m, layer, kind, gpu, 1]
+                        span["rows"] = rows[m, layer, kind, gpu]
+                        if not sends:
+                            span["peer"] = _peer(op_i, op, gpus)
+                        elif whole:
+                            # Dispatch waits for attention, combine for the experts before it.
+                            before = kind - 1
+                            if kind_of[kind] == spans.DISPATCH:
+                                before = shape.ATTENTION
+                            span["ready_s"] = op_f[op + (before - kind) * gpus, core.END]
+    return count
 
 
-def _heads(step: Step) -> Records:
-    of = step.machine.shape
-    index, gpu = np.nonzero(step.head_rows)
-    ops = of.heads + index * of.gpus + gpu
-    records = _times(step, ops, spans.COMPUTE, index, gpu)
-    records["layer"] = of.layers
-    records["kind"] = spans.LM_HEAD
-    records["peer"] = _peers(step, ops)
-    records["flops"] = step.head_work[index, gpu, 0]
-    records["bytes"] = step.head_work[index, gpu, 1]
-    records["rows"] = step.head_rows[index, gpu]
-    return records
+@on_top_of(core, shape, spans)
+def _of_heads(
+    records: Records,
+    count: int,
+    step: int,
+    layers: int,
+    heads: int,
+    op_f: Floats,
+    op_i: Int32s,
+    work: Floats,
+    rows: Longs,
+) -> int:
+    """Write spans of LM heads after `count` others; gives how many there are then."""
+    microbatches, gpus = rows.shape
+    for m in range(microbatches):
+        for gpu in range(gpus):
+            op = heads + m * gpus + gpu
+            if rows[m, gpu] == 0 or not _write(records[count], step, op_f, op):
+                continue
+            span = records[count]
+            count += 1
+            span["microbatch"] = m
+            span["layer"] = layers
+            span["gpu"] = gpu
+            span["stream"] = spans.COMPUTE
+            span["kind"] = spans.LM_HEAD
+            span["peer"] = _peer(op_i, op, gpus)
+            span["flops"] = work[m, gpu, 0]
+            span["bytes"] = work[m, gpu, 1]
+            span["rows"] = rows[m, gpu]
+    return count
 
 
-def _kernels(step: Step) -> Records:
-    """Expert kernels: they wait for tokens (ready_s) and for weights (fetch_wait_s)."""
-    whole, times = step.kernels()
-    op, expert, rows, index, chunk, layer, gpu, peer = whole.T
-    records = _times(step, op, spans.COMPUTE, index, gpu)
-    arrived_s, flops, moved = times.T
-    loaded_s = records["ready_s"].copy()
-    records["fetch_wait_s"] = np.where(records["start_s"] == loaded_s, loaded_s - arrived_s, 0.0)
-    records["ready_s"] = arrived_s
-    records["kind"] = spans.EXPERTS
-    records["chunk"], records["layer"] = chunk, layer
-    records["peer"], records["expert"] = peer, expert
-    records["rows"] = rows
-    records["flops"], records["bytes"] = flops, moved
-    return records
+@on_top_of(core, shape, spans)
+def _of_kernels(
+    records: Records, count: int, step: int, op_f: Floats, kernels: Int32s, times: Floats
+) -> int:
+    """Write spans of expert kernels: they wait for tokens (ready_s) and weights (fetch_wait_s).
+
+    kernels, times: as `Step.kernels` gives them.
+    """
+    for i in range(len(kernels)):
+        if not _write(records[count], step, op_f, kernels[i, 0]):
+            continue
+        span = records[count]
+        count += 1
+        loaded_s = op_f[kernels[i, 0], core.READY]
+        if op_f[kernels[i, 0], core.START] == loaded_s:
+            span["fetch_wait_s"] = loaded_s - times[i, 0]
+        span["ready_s"] = times[i, 0]
+        span["stream"] = spans.COMPUTE
+        span["kind"] = spans.EXPERTS
+        span["expert"] = kernels[i, 1]
+        span["rows"] = kernels[i, 2]
+        span["microbatch"] = kernels[i, 3]
+        span["chunk"] = kernels[i, 4]
+        span["layer"] = kernels[i, 5]
+        span["gpu"] = kernels[i, 6]
+        span["peer"] = kernels[i, 7]
+        span["flops"] = times[i, 1]
+        span["bytes"] = times[i, 2]
+    return count
+
+
+@inlined
+def _write(span: Any, step: int, op_f: Floats, op: int) -> bool:
+    """What is alike for all kinds; False, and nothing, if it is too short for the clock to show."""
+    if not op_f[op, core.END] > op_f[op, core.START]:
+        return False
+    span["step"] = step
+    span["start_s"] = op_f[op, core.START]
+    span["end_s"] = op_f[op, core.END]
+    span["ready_s"] = op_f[op, core.READY]
+    span["peer"] = -1
+    span["expert"] = -1
+    return True
+
+
+@inlined
+def _peer(op_i: Int32s, op: int, gpus: int) -> int:
+    """The GPU that made an operation ready, -1 if none; the cause may be an operation of it."""
+    cause = op_i[op, core.CAUSE]
+    return int(cause % gpus) if cause >= 0 else -1

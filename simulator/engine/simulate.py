@@ -315,8 +315,7 @@ def _steps(
             accesses.append(index, gpus, layers, *counts[gpus, layers].T)
             if measured:
                 for microbatch in microbatches:
-                    for layer in range(machine.dense, of.layers):
-                        loads[layer] += microbatch.expert_rows(layer - machine.dense)
+                    microbatch.add_rows(loads[machine.dense :])
             if rebalancer is not None:
                 last = index == steps - 1
                 moved, routes = rebalancer.ended(index, microbatches, last, machine.dense)

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from simulator.engine import core, shape
+from simulator.engine import core, links, shape
 from simulator.engine.costs import on_wire
 from simulator.engine.driver import Driver
 from simulator.engine.foresight import Foresight
@@ -24,7 +25,7 @@ from simulator.engine.links import Merged, Wires, merged
 from simulator.engine.memories import Memories
 from simulator.engine.memory import HIT, LATE, MISS
 from simulator.engine.one_by_one import OneByOne
-from simulator.engine.parts import LayerTable, MicroBatch
+from simulator.engine.parts import MicroBatch, Tables, joined
 from simulator.engine.shape import Shape
 from simulator.engine.slots import Told
 from simulator.model.compute import NOTHING, ComputeModel, Work
@@ -167,21 +168,19 @@ class Step:
             gates = op_i[of.gates : of.heads].reshape(of.microbatches, of.layers, 9)
             gates[:, m.dense :, core.TELL] = 1
         gpus = np.arange(of.gpus, dtype=np.int32)
+        compute = m.compute
+        kinds = ((slice(m.dense), False), (slice(m.dense, None), True))
         for index, batch in enumerate(self.microbatches):
             rows = batch.rows.tolist()
-            compute = m.compute
-            dense = [compute.attention(r, False) for r in rows]
-            sparse = [compute.attention(r, True) for r in rows]
-            self._fill(grid_f, grid_i, (index, slice(m.dense), shape.ATTENTION), dense, rows)
-            self._fill(grid_f, grid_i, (index, slice(m.dense, None), shape.ATTENTION), sparse, rows)
+            for layers, sparse in kinds[m.dense == 0 :]:
+                attention = [compute.attention(r, sparse) for r in rows]
+                ffn = [compute.shared_experts(r) if sparse else compute.dense_ffn(r) for r in rows]
+                self._fill(grid_f, grid_i, (index, layers, shape.ATTENTION), attention, rows)
+                self._fill(grid_f, grid_i, (index, layers, shape.SHARED), ffn, rows)
             for layer in compute.windowed:
                 near = [compute.attention(r, layer >= m.dense, True) for r in rows]
                 where = (index, slice(layer, layer + 1), shape.ATTENTION)
                 self._fill(grid_f, grid_i, where, near, rows)
-            ffn = [compute.dense_ffn(r) for r in rows]
-            shared = [compute.shared_experts(r) for r in rows]
-            self._fill(grid_f, grid_i, (index, slice(m.dense), shape.SHARED), ffn, rows)
-            self._fill(grid_f, grid_i, (index, slice(m.dense, None), shape.SHARED), shared, rows)
             heads = of.heads + index * of.gpus + gpus
             sampled = batch.sampled.tolist()
             work = np.array([compute.lm_head(r) if r else NOTHING for r in sampled])
@@ -189,14 +188,26 @@ class Step:
             op_i[heads, core.STREAM] = np.where(work[:, 0] > 0.0, gpus, -1)
             self.head_work[index] = work[:, 1:]
         sends = _Sends(m.between, m.wires, of)
+        parts = [(batch, tables) for batch in self.microbatches for tables in batch.chunks]
+        together = joined([tables for _, tables in parts])
+        often = np.concatenate(
+            [np.bincount(batch.table_of, minlength=len(tables)) for batch, tables in parts]
+        )
+        dispatched = sends.add(together.pairs, m.dispatch, often, of.abroad)
+        combined = sends.add(together.pairs.transpose(0, 2, 1), m.combine, often, None)
+        done = 0
         for index, batch in enumerate(self.microbatches):
             for chunk, tables in enumerate(batch.chunks):
-                self._lay_chunk(grid_f, grid_i, sends, index, chunk, tables)
+                mine = slice(done, done + len(tables))
+                done += len(tables)
+                self._lay_chunk(
+                    grid_f, grid_i, index, chunk, tables, dispatched[mine], combined[mine]
+                )
         self.route_bytes = sends.route_bytes
-        m.driver.lay(op_f, op_i, *sends.table(), sends.collectives)
+        m.driver.lay(op_f, op_i, *sends.table(), sends.collectives())
         if isinstance(m.memories, Memories):
             recorded = self.layer_of[m.dense :]
-            m.memories.lay(self.index, self.microbatches, recorded, self.accesses)
+            m.memories.lay(self.index, self.microbatches, together, recorded, self.accesses)
 
     def _fill(
         self,
@@ -218,47 +229,41 @@ class Step:
         self,
         grid_f: Floats,
         grid_i: Int32s,
-        sends: _Sends,
         index: int,
         chunk: int,
-        tables: list[LayerTable],
+        tables: Tables,
+        dispatched: Int32s,
+        combined: Int32s,
     ) -> None:
-        """The expert part of a chunk: what tables say, put where layers have them."""
+        """The expert part of a chunk: what tables say, put where layers have them.
+
+        dispatched, combined: int32 [tables, gpus], rows of the send table.
+        """
         m = self.machine
         of = m.shape
         table_of = np.array(self.table_of[m.dense :])
         sparse = slice(m.dense, None)
-        times = np.bincount(table_of).tolist()
         gpus = np.arange(of.gpus, dtype=np.int32)
-        abroad = of.abroad
-        dispatched = [table.pairs for table in tables]
-        combined = [table.pairs.T for table in tables]
+        there = (shape.SEND_DISPATCH, shape.RECEIVE_DISPATCH, of.abroad)
+        back = (shape.SEND_COMBINE, shape.RECEIVE_COMBINE, None)
         ways = (
-            (dispatched, m.dispatch, shape.SEND_DISPATCH, shape.RECEIVE_DISPATCH, abroad),
-            (combined, m.combine, shape.SEND_COMBINE, shape.RECEIVE_COMBINE, None),
+            (tables.pairs, m.dispatch, dispatched, *there),
+            (tables.pairs.transpose(0, 2, 1), m.combine, combined, *back),
         )
-        row = np.empty((len(ways), len(tables), of.gpus), dtype=np.int32)
-        for number, often in enumerate(times):
-            for way, (every, sending, _, _, landed) in enumerate(ways):
-                if of.whole:
-                    row[way, number] = sends.add_whole(every[number], sending, often)
-                else:
-                    row[way, number] = sends.add(every[number], sending, often, landed) + gpus
-        for way, (every, sending, send, receive, landed) in enumerate(ways):
+        for pairs, sending, row, send, receive, landed in ways:
             kind, receiver = of.kind(chunk, send), of.kind(chunk, receive)
-            sent = np.array([pairs.sum(axis=1) for pairs in every])
+            sent = pairs.sum(axis=2)
             sends_some = sent > 0
             block = np.tile(grid_i[index, m.dense, kind], (len(tables), 1, 1))
-            block[..., core.ROW] = row[way]
+            block[..., core.ROW] = row
             if of.whole:
                 sender = sends_some.reshape(len(tables), -1, of.whole).any(axis=2)
                 sends_some[:, :: of.whole] |= sender
             else:
                 block[..., core.CAUSE] = gpus
-                waits = np.array([np.count_nonzero(pairs, axis=0) for pairs in every])
+                waits = np.count_nonzero(pairs, axis=1)
                 if landed is not None:
-                    there = [np.count_nonzero(np.where(landed, p, 0), axis=0) for p in every]
-                    landing = np.array(there)
+                    landing = np.count_nonzero(np.where(landed, pairs, 0), axis=1)
                     waits -= landing
                     where_landed = of.kind(chunk, shape.LANDED)
                     grid_i[index, sparse, where_landed, :, core.WAITS] += landing[table_of]
@@ -272,20 +277,20 @@ class Step:
             grid_f[index, sparse, kind, :, core.DELAY] = delay_s[table_of]
             self.work[index, sparse, kind, :, 1] = (sent * sending.token_bytes)[table_of]
             self.rows[index, sparse, kind] = sent[table_of]
-        total = np.array([table.rows.sum(axis=1) for table in tables])
+        total = tables.rows.sum(axis=2)
         if m.memories is not None:
             # The experts wait until somebody has decided.
             arrive, some = of.kind(chunk, shape.RECEIVE_DISPATCH), (total > 0)[table_of]
             grid_i[index, sparse, arrive, :, core.TELL] = some
             grid_i[index, sparse, arrive + 1, :, core.WAITS] += some
             return
-        for number, table in enumerate(tables):
+        active = np.count_nonzero(tables.rows, axis=2)
+        for number, rows_of in enumerate(tables.rows_of):
             layers = m.dense + np.flatnonzero(table_of == number)
-            active = np.count_nonzero(table.rows, axis=1)
-            self.accesses[:, layers, HIT] += active[:, None]
+            self.accesses[:, layers, HIT] += active[number][:, None]
             work = [
                 m.compute.experts_by_rows(rows, tokens)
-                for rows, tokens in zip(table.rows.tolist(), table.tokens, strict=True)
+                for rows, tokens in zip(rows_of, tables.tokens[number].tolist(), strict=True)
             ]
             for layer in layers.tolist():
                 where = (index, slice(layer, layer + 1), of.kind(chunk, shape.EXPERTS))
@@ -318,11 +323,11 @@ class Step:
         driver = m.driver
         index, layer, kind, gpu = m.shape.place(op)
         chunk = (kind - shape.CHUNK) // shape.PER_CHUNK
-        table = self.microbatches[index].chunks[chunk][self.table_of[layer]]
+        tables, at_table = self.microbatches[index].chunks[chunk], self.table_of[layer]
         memory = memories.each[gpu]
         at = layer - m.dense
         memory.arrived(index, at)
-        order = table.order[gpu]
+        order = tables.order[at_table][gpu]
         if m.resident_first:
             order = memory.resident_first(at, order)
         grouped = driver.ids(1)[0]
@@ -333,7 +338,7 @@ class Step:
         counts[LATE] += access.late
         counts[MISS] += len(coming) - access.late
         counts[FORESEEN] += access.foreseen
-        rows = table.rows_of[gpu]
+        rows = tables.rows_of[at_table][gpu]
         now = driver.env.now
         cause: int = driver.net.op_i.item(op, core.CAUSE)
         peer = cause % m.shape.gpus if cause >= 0 else -1
@@ -344,7 +349,9 @@ class Step:
         if resident:
             mine = [rows[expert] for expert in resident]
             count = sum(mine)
-            work = m.compute.experts_by_rows(mine, min(table.tokens[gpu], count), resident)
+            work = m.compute.experts_by_rows(
+                mine, min(int(tables.tokens[at_table, gpu]), count), resident
+            )
             whole += (grouped, core.TIMED, gpu, 0)
             real.append(work.seconds)
             edges += (grouped, experts)
@@ -392,74 +399,78 @@ class _Sends:
 
     def __init__(self, between: Int32s, wires: Wires, of: Shape) -> None:
         self.route_bytes = np.zeros(wires.routes)
-        self.collectives: list[Merged] = []
+        self._flows: list[Merged] = []
         self._of = of
         self._between = between
         self._wires = wires
-        self._ptr = [np.zeros(1, dtype=np.int32)]
+        self._ptr = [np.zeros(1, dtype=np.int64)]
         self._rows: list[Int32s] = []
         self._sizes: list[Floats] = []
         self._count = 0
         self._transfers = 0
 
     def add(
-        self, pairs: Int32s, sending: Sending, times: int, landed: NDArray[np.bool_] | None
-    ) -> int:
-        """The sends of `pairs` [gpus, gpus] tokens; returns the row of GPU 0.
-
-        They happen `times` times, which is what the bytes per route count. Those of `landed` [gpus,
-        gpus] are awaited where tokens land, not where they are received.
-        """
-        sources, targets = np.nonzero(pairs)
-        routes, sizes = self._transfers_of(pairs, sources, targets, sending, times)
-        if landed is not None:
-            further = (shape.LANDED - shape.RECEIVE_DISPATCH) * self._of.gpus
-            targets = targets + further * landed[sources, targets]
-        self._rows.append(np.stack([targets.astype(np.int32), routes], axis=1))
-        self._sizes.append(sizes)
-        ends = self._transfers + np.cumsum(np.bincount(sources, minlength=len(pairs)))
-        self._ptr.append(ends.astype(np.int32))
-        self._transfers += len(sizes)
-        first = self._count
-        self._count += len(pairs)
-        return first
-
-    def add_whole(self, pairs: Int32s, sending: Sending, times: int) -> Int32s:
-        """As `add`, the sends of each collective as one flow; returns each GPU's row."""
-        whole = self._of.whole
-        groups = len(pairs) // whole
-        for first in range(0, len(pairs), whole):
-            mine = slice(first, first + whole)
-            sources, targets = np.nonzero(pairs[mine, mine])
-            if len(sources):
-                ends = (sources + first, targets + first)
-                flow = merged(self._wires, *self._transfers_of(pairs, *ends, sending, times))
-                route = self._wires.routes + len(self.collectives)
-                self.collectives.append(flow)
-                self._rows.append(np.array([[0, route]], dtype=np.int32))
-                self._sizes.append(np.array([flow.size_bytes]))
-                self._transfers += 1
-            self._ptr.append(np.array([self._transfers], dtype=np.int32))
-        rows = self._count + np.arange(len(pairs), dtype=np.int32) // np.int32(whole)
-        self._count += groups
-        return rows
-
-    def _transfers_of(
         self,
         pairs: Int32s,
-        sources: NDArray[np.int64],
-        targets: NDArray[np.int64],
         sending: Sending,
-        times: int,
-    ) -> tuple[Int32s, Floats]:
-        """Routes int32 and bytes on the wire float64 of the transfers, counted `times` times."""
-        routes = self._between[sources, targets]
-        tokens = pairs[sources, targets]
-        np.add.at(self.route_bytes, routes, tokens * (sending.token_bytes * times))
-        return routes, sending.on_wire(tokens, routes)
+        often: NDArray[np.int64],
+        landed: NDArray[np.bool_] | None,
+    ) -> Int32s:
+        """The sends of `pairs` [tables, gpus, gpus] tokens; returns rows int32 [tables, gpus].
+
+        A table happens `often` int64 [tables], which is what the bytes per route count. Those of
+        `landed` [gpus, gpus] are awaited where tokens land, not where they are received.
+        """
+        of = self._of
+        table, source, target = np.nonzero(pairs)
+        route = self._between[source, target]
+        tokens = pairs[table, source, target]
+        crossed = tokens * (sending.token_bytes * often[table])
+        self.route_bytes += np.bincount(route, crossed, minlength=len(self.route_bytes))
+        sizes = sending.on_wire(tokens, route)
+        if of.whole:
+            groups = of.gpus // of.whole
+            each = np.bincount(table * groups + source // of.whole, minlength=len(pairs) * groups)
+            rows = self._append_whole(route, sizes, each).reshape(len(pairs), groups)
+            return np.repeat(rows, of.whole, axis=1)
+        if landed is not None:
+            target += (shape.LANDED - shape.RECEIVE_DISPATCH) * of.gpus * landed[source, target]
+        each = np.bincount(table * of.gpus + source, minlength=len(pairs) * of.gpus)
+        return self._append(target, route, sizes, each).reshape(len(pairs), of.gpus)
+
+    def _append_whole(self, route: Int32s, sizes: Floats, each: NDArray[np.int64]) -> Int32s:
+        """As `_append`, of collectives: all transfers of a row are one flow."""
+        some = each > 0
+        flows = merged(self._wires, np.append(0, np.cumsum(each[some])), route, sizes)
+        before = sum(earlier.flows for earlier in self._flows)
+        self._flows.append(flows)
+        numbers = self._wires.routes + before + np.arange(flows.flows)
+        return self._append(0, numbers, flows.size_bytes, some)
+
+    def _append(
+        self,
+        target: NDArray[np.int64] | int,
+        route: NDArray[Any],
+        sizes: Floats,
+        each: NDArray[Any],
+    ) -> Int32s:
+        """Transfers, so many in `each` new row; returns the rows' numbers."""
+        sends = np.empty((len(sizes), 2), dtype=np.int32)
+        sends[:, 0], sends[:, 1] = target, route
+        self._rows.append(sends)
+        self._sizes.append(sizes)
+        self._ptr.append(self._transfers + np.cumsum(each))
+        self._transfers += len(sizes)
+        first = self._count
+        self._count += len(each)
+        return np.arange(first, self._count, dtype=np.int32)
 
     def table(self) -> tuple[Int32s, Int32s, Floats]:
         """send_ptr int32 [rows + 1], send_i int32 [sends, 2], send_f float64 [sends]."""
-        rows = np.concatenate(self._rows) if self._rows else np.zeros((0, 2), dtype=np.int32)
-        sizes = np.concatenate(self._sizes) if self._sizes else np.zeros(0)
-        return np.concatenate(self._ptr), rows, sizes
+        rows = np.concatenate([np.zeros((0, 2), dtype=np.int32), *self._rows])
+        sizes = np.concatenate([np.zeros(0), *self._sizes])
+        return np.concatenate(self._ptr).astype(np.int32), rows, sizes
+
+    def collectives(self) -> Merged | None:
+        """The collectives that are one flow, None if there are none."""
+        return links.joined(self._flows) if self._flows else None

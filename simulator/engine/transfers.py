@@ -131,32 +131,29 @@ def coflow_times(
     It waits the longest latency of its routes; then its transfers progress in proportion.
     """
     wires = links.all_wires_of(routes)
-    group, members = _groups(start_s, collective)
-    flows = [links.merged(wires, route[some], size_bytes[some]) for some in members]
+    group = _groups(start_s, collective)
+    if group.any():
+        order = np.argsort(group, kind="stable")
+        route, size_bytes, start_s = route[order], size_bytes[order], start_s[order]
+    ptr = np.append(0, np.cumsum(np.bincount(group)))
+    flows = links.merged(wires, ptr, route, size_bytes)
+    numbers = np.arange(flows.flows, dtype=np.int32)
     buffers = laid(
-        links.wires_of_merged(wires, flows),
-        np.arange(len(flows), dtype=np.int32),
-        np.array([flow.size_bytes for flow in flows]),
-        np.array([start_s[some[0]] for some in members]),
+        links.wires_of_merged(wires, flows), numbers, flows.size_bytes, start_s[ptr[:-1]]
     )
     core.advance(*buffers, np.inf)
     return _ends(buffers)[group]
 
 
-def _groups(
-    start_s: Floats, collective: NDArray[np.int64] | None
-) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-    """The group of each transfer int64 [transfers], and the transfers of each group."""
+def _groups(start_s: Floats, collective: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """The group of each transfer, int64 [transfers]."""
     count = len(start_s)
     key = np.zeros(count, dtype=np.int64)
     for column in (start_s, collective):
         if column is not None and count and (column != column[0]).any():
             _, number = np.unique(column, return_inverse=True)
             _, key = np.unique(key * (int(number.max()) + 1) + number, return_inverse=True)
-    if not count or not key.any():  # one group, and no need to sort
-        return key, [np.arange(count)] if count else []
-    order = np.argsort(key, kind="stable")
-    return key, np.split(order, np.flatnonzero(np.diff(key[order])) + 1)
+    return key
 
 
 def _ends(buffers: Buffers) -> Floats:

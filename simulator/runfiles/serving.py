@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from simulator.runfiles.spans import BLOCK_ROWS, Column, TableStream, batch, write
+from simulator.runfiles.spans import BLOCK_ROWS, WRITING, Column, TableStream, batch, write
 
 OUTCOMES = ("pending", "finished", "failed", "rejected")
 
@@ -65,7 +65,7 @@ class StepWriter(TableStream):
         """Open `path` for writing (OSError if that cannot be done)."""
         self._block = np.zeros(BLOCK_ROWS, dtype=_RECORD)
         self._filled = 0
-        self._writer = pq.ParquetWriter(path, STEP_SCHEMA, compression="zstd", compression_level=1)
+        self._writer = pq.ParquetWriter(path, STEP_SCHEMA, **WRITING)
 
     def append(
         self,

@@ -173,7 +173,7 @@ def joined(parts: Sequence[Part], room: Room = _new) -> Columns:
 def _open(path: Path, columns: Sequence[str]) -> pq.ParquetFile:
     try:
         # Reading ahead would keep all of the file in memory by the end.
-        file = pq.ParquetFile(path, pre_buffer=False)
+        file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
     missing = [name for name in columns if name not in file.schema_arrow.names]

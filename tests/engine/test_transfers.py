@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from simulator.cluster.graph import build_graph
 from simulator.cluster.routes import unreachable
+from simulator.engine import links
 from simulator.engine.transfers import LINK_COLUMNS, Transfers, link_rows, transfers
 from simulator.errors import InputError
 from simulator.spec.load import load_topology
@@ -200,3 +201,30 @@ def test_a_sprayed_transfer_takes_part_of_each_way():
     # 1 MB more from gpu0 after 0.75 ms: alone again.
     later = move(graph, ("gpu0", "gpu1", 2e6, 0.0), ("gpu2", "gpu1", 1e6, 0.0))
     assert later.finish_s == pytest.approx([0.75e-3 + 0.5e-3, 0.75e-3], rel=REL)
+
+
+def test_collectives_as_one_flow_each_by_hand():
+    """Three links of 1 B/s, routes over (0), (0, 1 with half its rate) and (2); a first collective
+    sends 6 and 2 bytes on the first two, a second 1 and 3 on the last two.
+    """
+    wires = links.Wires(
+        capacity_bytes_per_s=np.ones(3),
+        ptr=np.array([0, 1, 3, 4]),
+        link=np.array([0, 0, 1, 2], dtype=np.int32),
+        weight=np.array([1.0, 1.0, 0.5, 1.0]),
+        latency_s=np.array([3.0, 1.0, 2.0]),
+    )
+    route = np.array([0, 1, 1, 2], dtype=np.int32)
+    found = links.merged(wires, np.array([0, 2, 4]), route, np.array([6.0, 2.0, 1.0, 3.0]))
+    assert found.ptr.tolist() == [0, 2, 5]
+    assert found.link.tolist() == [0, 1, 0, 1, 2]
+    # Means of 4 and 2 bytes; 8 and 1 bytes cross links 0 and 1, then 1, 0.5 and 3.
+    assert found.weight.tolist() == [2.0, 0.25, 0.5, 0.25, 1.5]
+    assert found.size_bytes.tolist() == [4.0, 2.0]
+    assert found.latency_s.tolist() == [3.0, 2.0]
+    alone = [
+        links.merged(wires, np.array([0, 2]), route[a:b], size)
+        for a, b, size in ((0, 2, np.array([6.0, 2.0])), (2, 4, np.array([1.0, 3.0])))
+    ]
+    for one, other in zip(links.joined(alone), found, strict=True):
+        assert one.tolist() == other.tolist()

@@ -117,6 +117,24 @@ def test_fetch_computes_where_the_token_is(case):
         assert rows[gpu].tolist() == np.bincount(mine[mine >= 0], minlength=len(owner)).tolist()
 
 
+@given(cases(), st.booleans(), st.integers(0, 3), st.integers(0, 2**32 - 1))
+def test_layers_together_are_the_layers_one_by_one(case, deduplicate, layers, seed):
+    ids, source_gpu, owner, ep, gpus = case
+    rng = np.random.default_rng(seed)
+    every = rng.permuted(np.broadcast_to(ids, (layers, *ids.shape)), axis=2)
+    rows, pairs = traffic(every, source_gpu, owner, ep, gpus, deduplicate)
+    ptr, order = expert_sequence(every, source_gpu, rows, owner, ep)
+    each = [by_hand(one, source_gpu, owner, ep, gpus, deduplicate) for one in every]
+    assert rows.tolist() == [one.tolist() for one, _ in each]
+    assert pairs.tolist() == [one.tolist() for _, one in each]
+    assert len(ptr) == layers * gpus + 1
+    for layer in range(layers):
+        alone = expert_sequence(every[layer], source_gpu, rows[layer], owner, ep)
+        mine = ptr[layer * gpus : (layer + 1) * gpus + 1]
+        assert (mine - mine[0]).tolist() == alone[0].tolist()
+        assert order[mine[0] : mine[-1]].tolist() == alone[1].tolist()
+
+
 def test_one_token_worked_out():
     # GPU 3 is in group 1 (GPUs 2, 3). Experts 0, 1 are on its GPU 2, expert 2 on its GPU 3.
     ids = np.array([[1, 2, 0]], dtype=np.int16)
@@ -282,6 +300,19 @@ def test_copies_as_counted_by_hand(case, deduplicate):
     ptr, order = expert_sequence(slots, source_gpu, counted[0], copies.owner, ep)
     in_order = copies.expert_of[order]
     assert [in_order[a:b].tolist() for a, b in itertools.pairwise(ptr)] == needed
+
+
+@given(copied(), st.integers(0, 3), st.integers(0, 2**32 - 1))
+def test_copies_of_layers_together_are_those_of_each(case, layers, seed):
+    ids, source_gpu, copies, ep = case
+    rng = np.random.default_rng(seed)
+    every = rng.permuted(np.broadcast_to(ids, (layers, *ids.shape)), axis=2)
+    slots = pick_slots(every, source_gpu, copies, ep)
+    rows = traffic(slots, source_gpu, copies.owner, ep, len(copies.nearest))[0]
+    found = rows_of_experts(rows, copies, ep)
+    for layer in range(layers):
+        assert slots[layer].tolist() == pick_slots(every[layer], source_gpu, copies, ep).tolist()
+        assert found[layer].tolist() == rows_of_experts(rows[layer], copies, ep).tolist()
 
 
 def test_the_least_loaded_of_two_copies_worked_out():

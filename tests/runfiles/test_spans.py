@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 from pathlib import Path
@@ -7,9 +8,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from simulator.errors import InputError
 from simulator.runfiles import spans as module
 from simulator.runfiles.spans import (
+    ATTENTION,
     COMPUTE,
     COPY,
     DEMAND,
@@ -172,3 +177,22 @@ def test_accesses_are_streamed_in_blocks(tmp_path: Path, monkeypatch: pytest.Mon
 def test_columns_of_unequal_length_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="length"):
         write_loads(tmp_path / "t.parquet", [1, 2], [1], [1], [1])
+
+
+@given(st.floats(0.0, 1.0), st.integers(1, 255))
+def test_no_byte_gone_wrong_changes_what_is_read(
+    tmp_path_factory: pytest.TempPathFactory, where: float, flip: int
+) -> None:
+    path = tmp_path_factory.mktemp("damaged") / "spans.parquet"
+    with SpanWriter(path) as writer:
+        for step in range(300):
+            writer.append(step, 0, 0, 0, 0, COMPUTE, ATTENTION, step + 0.125, step + 0.75, 0.0)
+    (right,) = iter_spans(path)
+    data = bytearray(path.read_bytes())
+    footer = int.from_bytes(data[-8:-4], "little") + 8
+    data[4 + int(where * (len(data) - footer - 5))] ^= flip
+    path.write_bytes(data)
+    with contextlib.suppress(InputError):  # noticed; else it was of no use
+        (found,) = iter_spans(path)
+        for name, column in right.items():
+            assert found[name].tolist() == column.tolist()

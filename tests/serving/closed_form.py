@@ -53,7 +53,7 @@ class ClosedForm:
             ready = ready + self.work.attention_s[0, variant]
             shared = ready + self.work.ffn_s[0, int(sparse)]
             if sparse:
-                pairs = self.tables[at].pairs
+                pairs = self.tables.pairs[at]
                 came = self.latest(self.collective(ready, pairs, self.machine.dispatch))
                 ready = np.maximum(ready, came)
                 takes = self.work.experts_s[0, at]

@@ -142,9 +142,9 @@ def test_copies_are_told_apart_by_who_takes_them(system):
     assert seconds == pytest.approx(ClosedForm(group, engine).seconds(), rel=1e-9)
     assert seconds == pytest.approx(engine.seconds(group), rel=1e-3)
     batch = engine._microbatch(group, 0)
-    for chunk in batch.chunks[0]:
-        assert chunk.pairs[:half, half:].sum() == chunk.pairs[half:, :half].sum() == 0
-        assert chunk.rows.sum() == 4 * ranks * inputs.workload.model.moe.top_k
+    for tables in batch.chunks:
+        assert tables.pairs[:, :half, half:].sum() == tables.pairs[:, half:, :half].sum() == 0
+        assert (tables.rows.sum(axis=(1, 2)) == 4 * ranks * inputs.workload.model.moe.top_k).all()
 
 
 def test_slow_ranks_slow_their_computation():

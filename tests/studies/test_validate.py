@@ -12,6 +12,7 @@ import pytest
 from simulator.errors import InputError
 from simulator.spec.transport import load_transport
 from simulator.studies.validation import validate as study
+from simulator.studies.validation import verdicts as figures
 from simulator.studies.validation.compute_sets import kernel_sets
 from simulator.studies.validation.measured import Measurement, comments
 from simulator.studies.validation.page import MARK, flat, render
@@ -22,7 +23,7 @@ REFERENCE = ROOT.parent / "shared" / "reference" / "measured"
 
 
 @pytest.fixture(scope="module")
-def verdicts() -> list[study.Verdict]:
+def verdicts() -> list[figures.Verdict]:
     """What the shipped rows give."""
     return study.validate()
 
@@ -133,20 +134,20 @@ def test_rdma_only_is_the_same_transport_on_another_path():
     assert (mixed.path, rdma.path) == ("fastest", "network")
 
 
-def _set(kind: str, factor: float) -> tuple[Set, list[study.Simulated]]:
+def _set(kind: str, factor: float) -> tuple[Set, list[figures.Simulated]]:
     """Two rows, simulated by a factor above and below what was measured."""
     rows = [Measurement(f"t:{i}", "h100", "alltoall", 8, 1e-5, 1e6 * (i + 1)) for i in range(2)]
     found = [
-        study.Simulated(rows[0], 1e-5 * factor, "dgx-h100"),
-        study.Simulated(rows[1], 1e-5 / factor, "dgx-h100"),
+        figures.Simulated(rows[0], 1e-5 * factor, "dgx-h100"),
+        figures.Simulated(rows[1], 1e-5 / factor, "dgx-h100"),
     ]
     return Set("x", "X", kind, "nccl", tuple(rows), lambda row: "dgx-h100"), found
 
 
 def test_above_the_limit_it_fails():
     some, found = _set("apart", 1.2)
-    assert study.judged(some, found, Limit(0.21, None, "")).ok
-    verdict = study.judged(some, found, Limit(0.19, None, ""))
+    assert figures.judged(some, found, Limit(0.21, None, ""), 0).ok
+    verdict = figures.judged(some, found, Limit(0.19, None, ""), 0)
     assert not verdict.ok
     assert verdict.word == "FAILED"
     assert verdict.error == pytest.approx(0.2), "too high and too low do not cancel"
@@ -154,15 +155,15 @@ def test_above_the_limit_it_fails():
 
 def test_a_missed_goal_is_told():
     some, found = _set("blind", 1.2)
-    assert study.judged(some, found, Limit(0.5, 0.1, "")).word == "goal missed"
+    assert figures.judged(some, found, Limit(0.5, 0.1, ""), 0).word == "goal missed"
 
 
 def test_a_blind_row_far_off_needs_an_explanation():
     some, found = _set("blind", 1.4)
-    assert not study.judged(some, found, Limit(0.5, None, "")).ok
-    assert study.judged(some, found, Limit(0.5, None, "The model lacks it.")).ok
+    assert not figures.judged(some, found, Limit(0.5, None, ""), 0).ok
+    assert figures.judged(some, found, Limit(0.5, None, "The model lacks it."), 0).ok
     some, found = _set("apart", 1.4)
-    assert study.judged(some, found, Limit(0.5, None, "")).ok
+    assert figures.judged(some, found, Limit(0.5, None, ""), 0).ok
 
 
 def test_flat_rows_are_plain_values(verdicts):
@@ -194,12 +195,14 @@ def test_the_page_on_transports_tells_the_same_errors(verdicts):
 
 
 def test_a_rising_curve_has_no_noise():
-    assert study.monotone([[1.0], [2.0], [2.0], [5.0]]) == pytest.approx([1.0, 2.0, 2.0, 5.0])
+    assert figures.monotone([[1.0], [2.0], [2.0], [5.0]]) == pytest.approx([1.0, 2.0, 2.0, 5.0])
 
 
 def test_neighbours_out_of_order_are_pooled():
     middle = math.sqrt(2.0 * 3.0)
-    assert study.monotone([[1.0], [3.0], [2.0], [4.0]]) == pytest.approx([1.0, middle, middle, 4.0])
+    assert figures.monotone([[1.0], [3.0], [2.0], [4.0]]) == pytest.approx(
+        [1.0, middle, middle, 4.0]
+    )
 
 
 def _cost(curve, times) -> float:
@@ -219,14 +222,14 @@ def test_no_other_rising_curve_is_nearer(seed):
     best = min(
         _cost(curve, times) for curve in itertools.combinations_with_replacement(values, len(times))
     )
-    curve = study.monotone(times)
+    curve = figures.monotone(times)
     assert curve == sorted(curve)
     assert _cost(curve, times) == pytest.approx(best, rel=1e-9)
 
 
 def test_too_few_sizes_tell_no_noise():
     rows = [Measurement("t", "h800", "dispatch", n, 1e-4, tokens=128) for n in (16, 32, 64)]
-    assert study.noise_floor(rows) is None
+    assert figures.noise_floor(rows) is None
 
 
 def test_a_folder_without_the_tables_is_refused(tmp_path):

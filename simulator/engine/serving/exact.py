@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from simulator.engine.driver import Driver
 from simulator.engine.links import network_of, wires_of
-from simulator.engine.parts import LayerTable, MicroBatch
+from simulator.engine.parts import MicroBatch, Tables, joined
 from simulator.engine.ranks import ranks_of
 from simulator.engine.roads import algorithm, sending
 from simulator.engine.serving.group import Group, Setup
@@ -100,13 +100,11 @@ class Engine:
             request=np.zeros_like(source),
             rows=rows,
             sampled=work.phase[half, :, DECODE, 5].astype(np.int64),
-            chunks=[tables],
+            chunks=[joined(tables)],
             table_of=self.evaluation[self.machine.dense :].tolist(),
         )
 
-    def _table(
-        self, ids: NDArray[np.int16], source: Int32s, routing: Routing, at: int
-    ) -> LayerTable:
+    def _table(self, ids: NDArray[np.int16], source: Int32s, routing: Routing, at: int) -> Tables:
         """What one evaluated layer computes and sends, counted from the copies taken."""
         ep = len(routing.kind)
         chosen = ids[:, routing.recorded[at]]
@@ -114,11 +112,11 @@ class Engine:
         taken = np.ascontiguousarray(np.where(chosen >= 0, copies, np.int16(-1)))
         gpu = routing.gpu.astype(np.int32)
         rows, pairs = traffic(taken, source, gpu, ep, ep, self.deduplicate)
-        tokens = pairs.sum(axis=0, dtype=np.int64).tolist()
+        tokens = pairs.sum(axis=0, dtype=np.int64)
         if self.tiers is not None:
             pairs = self.tiers.sent(taken, source, pairs, gpu)
         np.fill_diagonal(pairs, 0)
-        return LayerTable(rows, pairs, tokens)
+        return Tables(rows[None], pairs[None], tokens[None])
 
 
 class _Mixed(Step):

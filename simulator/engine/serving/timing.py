@@ -387,7 +387,8 @@ def _sends(wires: Wires, which: int, tokens: Int32s, work: Work, at: int) -> Non
 def _count(wires: Wires, routing: Routing, work: Work, half: int) -> None:
     """Rows of every copy, and tokens from rank to rank and to nodes, in every evaluation.
 
-    Token by token: the choices of one, in all layers, lie side by side.
+    Token by token: the choices of one, in all layers, lie side by side. Places are unsigned where
+    it counts: numba need not look whether they count from the end.
     """
     ranks, evaluations = len(routing.kind), len(routing.recorded)
     ids, counts, chosen, pairs, nodes = (
@@ -405,62 +406,69 @@ def _count(wires: Wires, routing: Routing, work: Work, half: int) -> None:
     for rank in range(ranks):
         first, end = work.ends[rank, half], work.ends[rank, half + 1]
         kind = routing.kind[rank]
+        kindu, ranku = np.uint64(kind), np.uint64(rank)
         if wires.once and few:
             for i in range(first, end):
-                row = work.token[i]
+                row = np.uint64(work.token[i])
                 for at in range(evaluations):
-                    recorded = routing.recorded[at]
+                    u = np.uint64(at)
+                    recorded = np.uint64(routing.recorded[u])
                     seen = np.uint64(0)
                     for choice in range(k):
-                        expert = ids[row, recorded, choice]
+                        expert = ids[row, recorded, np.uint64(choice)]
                         if expert < 0:
                             continue
-                        place = routing.copy[at, kind, expert]
-                        counts[at, place] += 1
-                        target = routing.gpu[place]
-                        bit = np.uint64(1) << np.uint64(target)
-                        pairs[at, rank, target] += (seen & bit) == np.uint64(0)
+                        place = np.uint64(routing.copy[u, kindu, np.uint64(expert)])
+                        counts[u, place] += 1
+                        target = np.uint64(routing.gpu[place])
+                        bit = np.uint64(1) << target
+                        pairs[u, ranku, target] += (seen & bit) == np.uint64(0)
                         seen |= bit
         elif wires.once:
             for i in range(first, end):
-                row = work.token[i]
+                row = np.uint64(work.token[i])
                 for at in range(evaluations):
-                    recorded = routing.recorded[at]
+                    u = np.uint64(at)
+                    recorded = np.uint64(routing.recorded[u])
                     stamp += 1
                     for choice in range(k):
-                        expert = ids[row, recorded, choice]
+                        expert = ids[row, recorded, np.uint64(choice)]
                         if expert < 0:
                             continue
-                        place = routing.copy[at, kind, expert]
-                        counts[at, place] += 1
-                        target = routing.gpu[place]
-                        pairs[at, rank, target] += last[target] != stamp
+                        place = np.uint64(routing.copy[u, kindu, np.uint64(expert)])
+                        counts[u, place] += 1
+                        target = np.uint64(routing.gpu[place])
+                        pairs[u, ranku, target] += last[target] != stamp
                         last[target] = stamp
                         if wires.tiered:
-                            node = wires.node[target]
-                            nodes[at, rank, node] += last_node[node] != stamp
+                            node = np.uint64(wires.node[target])
+                            nodes[u, ranku, node] += last_node[node] != stamp
                             last_node[node] = stamp
         elif end > first:
             for i in range(first, end):
-                row = work.token[i]
+                row = np.uint64(work.token[i])
                 for at in range(evaluations):
-                    recorded = routing.recorded[at]
+                    u = np.uint64(at)
+                    recorded = np.uint64(routing.recorded[u])
                     for choice in range(k):
-                        expert = ids[row, recorded, choice]
+                        expert = ids[row, recorded, np.uint64(choice)]
                         if expert >= 0:
-                            chosen[at, expert] += 1
+                            chosen[u, np.uint64(expert)] += 1
             for at in range(evaluations):
-                target, together = routing.gpu[0], 0
+                u = np.uint64(at)
+                target, together = np.uint64(routing.gpu[0]), 0
                 for expert in range(experts):
-                    count = chosen[at, expert]
-                    chosen[at, expert] = 0
-                    place = routing.copy[at, kind, expert]
-                    counts[at, place] += count
-                    if routing.gpu[place] != target:  # neighbours are often on one GPU
-                        pairs[at, rank, target] += together
-                        target, together = routing.gpu[place], 0
+                    e = np.uint64(expert)
+                    count = chosen[u, e]
+                    chosen[u, e] = 0
+                    place = np.uint64(routing.copy[u, kindu, e])
+                    counts[u, place] += count
+                    to = np.uint64(routing.gpu[place])
+                    if to != target:  # neighbours are often on one GPU
+                        pairs[u, ranku, target] += together
+                        target, together = to, 0
                     together += count
-                pairs[at, rank, target] += together
+                pairs[u, ranku, target] += together
 
 
 @inlined
@@ -480,18 +488,15 @@ def _evaluate(
                 for b in range(ranks):
                     sums[CAME, b] += pairs[a, b]
         for place in range(len(routing.gpu)):
-            count = counts[place]
-            if count:
-                gpu = routing.gpu[place]
-                sums[TOTAL, gpu] += count
-                sums[ACTIVE, gpu] += 1
+            count, its = counts[np.uint64(place)], np.uint64(routing.gpu[np.uint64(place)])
+            sums[TOTAL, its] += count
+            sums[ACTIVE, its] += count > 0
         for gpu in range(ranks):
             sums[SHIFT, gpu] = tile_shift(costs.moe, sums[TOTAL, gpu] / max(sums[ACTIVE, gpu], 1))
         for place in range(len(routing.gpu)):
-            if counts[place]:
-                gpu = routing.gpu[place]
-                shift = sums[SHIFT, gpu]
-                sums[TILES, gpu] += (counts[place] + (1 << shift) - 1) >> shift
+            count, its = counts[np.uint64(place)], np.uint64(routing.gpu[np.uint64(place)])
+            shift = sums[SHIFT, its]
+            sums[TILES, its] += (count + (1 << shift) - 1) >> shift
         for gpu in range(ranks):
             if not wires.once:
                 sums[CAME, gpu] = sums[TOTAL, gpu]

@@ -9,7 +9,7 @@ from simulator.studies.validation.compute_sets import KernelSet, kernel_sets, si
 from simulator.studies.validation.compute_tables import KernelRow
 from simulator.studies.validation.measured import Measurement
 from simulator.studies.validation.sets import Limit, Set
-from simulator.studies.validation.validate import Simulated, Verdict, judged
+from simulator.studies.validation.verdicts import Simulated, Verdict, judged
 
 
 def kernel_verdicts(reference: Path | None, bounds: Mapping[str, Limit]) -> list[Verdict]:

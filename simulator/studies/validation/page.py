@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from simulator.studies.validation.measured import Measurement
-from simulator.studies.validation.validate import FAR, Simulated, Verdict
+from simulator.studies.validation.verdicts import FAR, Simulated, Verdict
 
 MARK = "<!-- Written by: python -m simulator validate -o FILE. Do not edit. -->"
 
