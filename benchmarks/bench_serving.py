@@ -20,8 +20,9 @@ import numpy as np
 
 from benchmarks.bench_main import _timeouts
 from simulator.api import serve
+from simulator.engine.serving.cluster import Cluster, cluster_of
 from simulator.engine.serving.exact import Engine, ExactGroup, ask
-from simulator.engine.serving.simulate import Cluster, arrive, cluster_of
+from simulator.engine.serving.simulate import arrive
 from simulator.requests.load import load_requests
 from simulator.requests.requests import plain_requests
 from simulator.spec.load import Inputs, load_inputs

@@ -26,7 +26,7 @@ from simulator.engine.passes import Filled, Filler
 from simulator.engine.plan_roads import roads_of_plan
 from simulator.engine.plan_weights import weights_of
 from simulator.engine.program import Program, program_of
-from simulator.engine.simulate import Report, routing_of
+from simulator.engine.source import Report, routing_of
 from simulator.errors import InputError
 from simulator.model.footprint import GIB
 from simulator.model.plan import Plan, plan_of

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 
 import numpy as np
 import simpy
@@ -22,11 +20,13 @@ from simulator.engine.layout import Layout, check_memory, gpu_memory, layout_of,
 from simulator.engine.links import network_of, wires_of
 from simulator.engine.parts import Cut, MicroBatch, cut
 from simulator.engine.placed import near, placement_of, plain, refuse_placing
+from simulator.engine.planned import simulate_plan
 from simulator.engine.ranks import ranks_of
 from simulator.engine.readout import read_fetches, read_spans
 from simulator.engine.rebalance import Rebalancer, policy_of
 from simulator.engine.roads import Roads, algorithm, roads_of, sending
 from simulator.engine.shape import Shape
+from simulator.engine.source import Report, routing_of
 from simulator.engine.step import Machine, Step
 from simulator.engine.tiers import Tiers, tiers_of
 from simulator.engine.transport import token_bytes
@@ -36,10 +36,7 @@ from simulator.model.compute import ComputeModel, beside
 from simulator.model.footprint import RESERVED
 from simulator.model.plan import needs_plan
 from simulator.model.speculative import queries
-from simulator.routing.batches import Batch, ReplayState, check_trace, replay, synthesize
-from simulator.routing.importers import open_trace
-from simulator.routing.loads import law_of
-from simulator.routing.trace import read_info
+from simulator.routing.batches import Batch
 from simulator.runfiles import spans as tables
 from simulator.runfiles.rundir import RunDir
 from simulator.spec.choices import parse_choice
@@ -47,17 +44,6 @@ from simulator.spec.load import Inputs
 from simulator.spec.schema import Workload
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass
-class Report:
-    """What a run says beside its tables: notes for the reader, and the solver's counts."""
-
-    gpus: int
-    ep: int
-    routing: dict[str, object]
-    notes: list[str] = field(default_factory=list)
-    solver: dict[str, int] = field(default_factory=dict)
 
 
 def simulate(inputs: Inputs, run: RunDir, seed: int, progress: Progress | None = None) -> Report:
@@ -68,8 +54,6 @@ def simulate(inputs: Inputs, run: RunDir, seed: int, progress: Progress | None =
     """
     workload = inputs.workload
     if needs_plan(workload):
-        from simulator.engine.planned import simulate_plan  # it needs what is in this module
-
         refuse_placing(workload, "a plan of layers has its experts in order")
         return simulate_plan(inputs, run, seed, progress)
     graph = build_graph(inputs.topology)
@@ -110,56 +94,6 @@ def simulate(inputs: Inputs, run: RunDir, seed: int, progress: Progress | None =
     )
     report.solver = machine.driver.statistics()
     return report
-
-
-def routing_of(
-    inputs: Inputs, gpus: int, ep: int, offloaded: bool, seed: int
-) -> tuple[Iterator[Batch], Report]:
-    """The endless batches, and what to say about where they come from."""
-    workload = inputs.workload
-    model, traffic = workload.model, workload.traffic
-    layers = model.layers - model.moe.first_dense_layers
-    moe = model.moe
-    source = workload.routing.source
-    common = (gpus, traffic.tokens_per_gpu, traffic.phase, layers)
-    report = Report(gpus, ep, {"source": source})
-    if moe.experts % ep:
-        report.notes.append(f"{moe.experts} experts on {ep} GPUs: shares differ by one")
-    if workload.prefetch != "none" and not offloaded:
-        report.notes.append(
-            f"prefetch {workload.prefetch} has nothing to do: every expert is resident"
-        )
-    law = law_of(source, inputs.trace_path)
-    if inputs.trace_path is None or law is not None:
-        law = law or source
-        report.notes.append(f"routing drawn from the law {law}, not recorded")
-        return synthesize(law, *common, moe.experts, moe.top_k, seed), report
-    path = open_trace(inputs.trace_path, report.notes.append)
-    info = read_info(path)
-    check_trace(info, moe.experts, moe.top_k, source)
-    state = ReplayState()
-    routing = workload.routing
-    batches = replay(path, *common, routing.layer_map, routing.tokens, seed, state)
-    report.routing |= {"recorded_layers": info.layers, "recorded_model": info.model}
-    if layers > info.layers:
-        how = (
-            f"layer l takes recorded layer l mod {info.layers}"
-            if routing.layer_map == "cycle"
-            else f"layer l takes recorded layer l * {info.layers} // {layers}"
-        )
-        report.notes.append(
-            f"routing recorded on {info.model}: its {info.layers} layers stand for {layers} ({how})"
-        )
-    else:
-        report.notes.append(f"routing recorded on {info.model}")
-    first = next(batches)
-    asked = gpus * traffic.tokens_per_gpu
-    if first.tokens < asked:
-        report.notes.append(
-            f"the trace has {state.requests} sequences, so a step has {first.tokens} tokens, not "
-            f"{asked}; a law such as zipf:0.5 has as many as are asked for"
-        )
-    return chain([first], batches), report
 
 
 def _machine(

@@ -15,8 +15,8 @@ from simulator.cluster.routes import RouteTable, route_table
 from simulator.engine import core
 from simulator.engine.driver import Driver
 from simulator.engine.links import wires_of
-from simulator.engine.simulate import Report
 from simulator.engine.simulate import simulate as simulate_into
+from simulator.engine.source import Report
 from simulator.routing.trace import PROMPT, TraceWriter
 from simulator.runfiles import spans as kinds
 from simulator.runfiles.rundir import open_run

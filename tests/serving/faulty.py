@@ -9,11 +9,12 @@ import numpy as np
 import yaml
 
 from simulator.engine.serving import simulate
+from simulator.engine.serving.cluster import Cluster, cluster_of
 from simulator.engine.serving.faults import Timeline
 from simulator.engine.serving.pool import Pool
 from simulator.engine.serving.scheduler import GENERATED_TOKENS
 from simulator.engine.serving.service import FAILED, FINISHED, PENDING, REJECTED
-from simulator.engine.serving.simulate import Cluster, arrive, cluster_of, timeline_of
+from simulator.engine.serving.simulate import arrive, timeline_of
 from simulator.requests.load import load_requests
 from simulator.spec.load import Inputs, load_inputs
 

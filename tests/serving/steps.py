@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.engine.serving.simulate import Cluster, cluster_of
+from simulator.engine.serving.cluster import Cluster, cluster_of
 from simulator.requests.requests import plain_requests
 from simulator.spec.load import Inputs, load_inputs
 

@@ -19,7 +19,8 @@ from simulator.engine.roads import roads_of
 from simulator.engine.serving import scheduler, timing
 from simulator.engine.serving.costs import costs_of
 from simulator.engine.serving.exact import Engine, asked_of
-from simulator.engine.simulate import _cut, _machine, _tiers, routing_of
+from simulator.engine.simulate import _cut, _machine, _tiers
+from simulator.engine.source import routing_of
 from simulator.engine.step import Step
 from simulator.model import kernels
 from simulator.model.compute import ComputeModel

@@ -10,9 +10,10 @@ from serving.closed_form import ClosedForm
 
 from simulator.engine.homes import Near
 from simulator.engine.serving import simulate
+from simulator.engine.serving.cluster import cluster_of
 from simulator.engine.serving.copies import routing_of
 from simulator.engine.serving.exact import Engine
-from simulator.engine.serving.simulate import arrive, cluster_of
+from simulator.engine.serving.simulate import arrive
 from simulator.engine.serving.survival import WAYS, Left, reload, replicas
 from simulator.engine.serving.timing import step_seconds
 from simulator.policies.placement import Placement, contiguous_owner, copies_of

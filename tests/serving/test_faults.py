@@ -14,10 +14,10 @@ from serving import toy
 from serving.closed_form import ClosedForm
 
 from simulator.engine.serving import simulate
+from simulator.engine.serving.cluster import cluster_of
 from simulator.engine.serving.damage import WHOLE, damage_of, damaged, part_of
 from simulator.engine.serving.exact import Engine
 from simulator.engine.serving.service import FAILED, FINISHED
-from simulator.engine.serving.simulate import cluster_of
 from simulator.engine.serving.timing import step_seconds
 from simulator.requests.load import load_requests
 from simulator.spec.incidents import Fault

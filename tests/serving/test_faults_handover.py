@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from simulator.engine.serving import simulate
+from simulator.engine.serving.cluster import Cluster
 from simulator.engine.serving.service import FAILED, FINISHED
-from simulator.engine.serving.simulate import Cluster
 from tests.serving.faulty import inputs_of, pool, served
 
 # Two layers of moe128: K and V of 4 heads of 128 in 16 bit.

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from simulator.engine.serving.simulate import cluster_of, timeline_of
+from simulator.engine.serving.cluster import cluster_of
+from simulator.engine.serving.simulate import timeline_of
 from simulator.errors import InputError
 from simulator.requests.load import load_requests
 from simulator.spec.load import load_inputs

@@ -16,9 +16,9 @@ from simulator.engine.links import network_of, wires_of
 from simulator.engine.parts import MicroBatch, Tables, joined
 from simulator.engine.ranks import ranks_of
 from simulator.engine.roads import algorithm, sending
+from simulator.engine.serving.cluster import Cluster
 from simulator.engine.serving.group import Group, Setup
 from simulator.engine.serving.scheduler import Ledger
-from simulator.engine.serving.simulate import Cluster
 from simulator.engine.serving.timing import DECODE, PREFILL, Routing
 from simulator.engine.shape import ATTENTION, Shape
 from simulator.engine.step import Machine, Step

@@ -148,7 +148,7 @@ def _requests(case: Case, ranks: int) -> Requests:
 @lru_cache(maxsize=1)
 def _servers(case: Case) -> tuple[Setup, Pool, float]:
     """A group of servers, the routing of their tokens, and the factor on their compute times."""
-    from simulator.engine.serving.simulate import cluster_of
+    from simulator.engine.serving.cluster import cluster_of
     from simulator.requests.load import load_requests
 
     inputs = _inputs(case)

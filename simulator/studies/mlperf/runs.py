@@ -126,8 +126,9 @@ def calibrate(study: Mlperf) -> Bench:
 
 def serve(bench: Bench, ask: Ask, plain: bool = False) -> Run:
     """Simulate a run; plain: all at speed 1. Raises InputError for inputs that cannot be."""
+    from simulator.engine.serving.cluster import cluster_of
     from simulator.engine.serving.setups import refuse
-    from simulator.engine.serving.simulate import arrive, cluster_of
+    from simulator.engine.serving.simulate import arrive
     from simulator.spec.load import load_inputs
 
     study = bench.study
