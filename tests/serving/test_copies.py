@@ -9,7 +9,7 @@ import pytest
 from serving.closed_form import ClosedForm
 
 from simulator.engine.homes import Near
-from simulator.engine.serving import simulate
+from simulator.engine.serving import cluster as clusters
 from simulator.engine.serving.cluster import cluster_of
 from simulator.engine.serving.copies import routing_of
 from simulator.engine.serving.exact import Engine
@@ -139,7 +139,7 @@ def test_what_is_left_holds_every_expert_on_gpus_that_are_alive(name: str) -> No
 def test_a_step_with_copies_takes_what_the_step_engine_says(
     tmp_path: Path, placement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(simulate, "pool_of", lambda *_: pool()._replace(notes=[]))
+    monkeypatch.setattr(clusters, "pool_of", lambda *_: pool()._replace(notes=[]))
     overrides = [*SMALL, "parallel.ep=16", f"placement={placement}", "redundant_experts=32"]
     inputs = load_inputs("h100x16-rail", "moe128", overrides, "zipf:1.0", "offline")
     assert inputs.workload.requests is not None
@@ -168,7 +168,7 @@ def test_a_step_with_copies_takes_what_the_step_engine_says(
 def test_copies_in_every_node_leave_nothing_for_the_network(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(simulate, "pool_of", lambda *_: pool()._replace(notes=[]))
+    monkeypatch.setattr(clusters, "pool_of", lambda *_: pool()._replace(notes=[]))
     overrides = [*SMALL, "parallel.ep=16", "redundant_experts=128"]
     inputs = load_inputs("h100x16-rail", "moe128", overrides, "uniform", "offline")
     assert inputs.workload.requests is not None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator.engine.serving import simulate
+from simulator.engine.serving import cluster as clusters
 from simulator.engine.serving.cluster import Cluster
 from simulator.engine.serving.service import FAILED, FINISHED
 from tests.serving.faulty import inputs_of, pool, served
@@ -22,7 +22,7 @@ NIC_BYTES_PER_S = 50e9
 @pytest.fixture(autouse=True)
 def _quick_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = pool()
-    monkeypatch.setattr(simulate, "pool_of", lambda *_: drawn._replace(notes=[]))
+    monkeypatch.setattr(clusters, "pool_of", lambda *_: drawn._replace(notes=[]))
 
 
 def nics(numbers: range, **how: Any) -> list[dict[str, Any]]:
