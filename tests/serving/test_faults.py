@@ -13,6 +13,7 @@ import yaml
 from serving import toy
 from serving.closed_form import ClosedForm
 
+from simulator.engine.serving import cluster as clusters
 from simulator.engine.serving import simulate
 from simulator.engine.serving.cluster import cluster_of
 from simulator.engine.serving.damage import WHOLE, damage_of, damaged, part_of
@@ -30,7 +31,7 @@ LINKS = ["gpu0 -> nvswitch0", "nic3 <-> leaf3", "leaf1 -> spine0", "pcie2 <-> cp
 @pytest.fixture(autouse=True)
 def _quick_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = pool()
-    monkeypatch.setattr(simulate, "pool_of", lambda *_: drawn._replace(notes=[]))
+    monkeypatch.setattr(clusters, "pool_of", lambda *_: drawn._replace(notes=[]))
 
 
 def random_faults(rng: np.random.Generator) -> list[dict[str, Any]]:
