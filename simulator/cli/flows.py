@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from simulator.errors import InputError
 from simulator.spec.document import read_bounded
-from simulator.spec.units import Dimension, did_you_mean, parse_quantity
+from simulator.spec.units import Dimension, did_you_mean, nearest, parse_quantity
 
 COLUMNS = ("src", "dst", "bytes", "start_s")
 COLLECTIVE = "collective"  # may be there: which transfers are one collective
@@ -210,8 +210,9 @@ def _columns(header: list[str], where: str) -> dict[str, int]:
     faults = []
     for name in COLUMNS:
         if header.count(name) == 0:
-            others = [other for other in header if other not in COLUMNS]
-            faults.append(f"no column {name!r}{did_you_mean(name, others)}; {told}")
+            meant = nearest(name, [other for other in header if other not in COLUMNS])
+            hint = "" if meant is None else f" (is {meant!r} meant? Write {name!r})"
+            faults.append(f"no column {name!r}{hint}; {told}")
     faults += [
         f"column {name!r} is there {header.count(name)} times"
         for name in dict.fromkeys(header)

@@ -118,6 +118,10 @@ HEADER = "src,dst,bytes,start_s\n"
         ("", "flows.csv:1: is empty; write the header src,dst,bytes,start_s and rows"),
         ("\n \n", "flows.csv:1: is empty"),
         (HEADER, "flows.csv:1: there is no row below the header"),
+        (
+            "source,dst,bytes,start_s\n0,1,1,0\n",
+            "flows.csv:1: no column 'src' (is 'source' meant? Write 'src'); the header must name",
+        ),
         ("src,dst,size,start_s\n0,1,1,0\n", "flows.csv:1: no column 'bytes'"),
         ("src,dst,byte,start_s\n0,1,1,0\n", "(did you mean 'byte'?)"),
         ("src,src,dst,bytes,start_s\n", "flows.csv:1: column 'src' is there 2 times"),
