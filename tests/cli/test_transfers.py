@@ -123,7 +123,7 @@ HEADER = "src,dst,bytes,start_s\n"
             "flows.csv:1: no column 'src' (is 'source' meant? Write 'src'); the header must name",
         ),
         ("src,dst,size,start_s\n0,1,1,0\n", "flows.csv:1: no column 'bytes'"),
-        ("src,dst,byte,start_s\n0,1,1,0\n", "(did you mean 'byte'?)"),
+        ("src,dst,byte,start_s\n0,1,1,0\n", "(is 'byte' meant? Write 'bytes')"),
         ("src,src,dst,bytes,start_s\n", "flows.csv:1: column 'src' is there 2 times"),
         ("src,dst,bytes,start_s,finish_s\n", "column 'finish_s' is there already"),
         (HEADER + "gup3,gpu1,1,0\n", "flows.csv:2: src: no node 'gup3' (did you mean 'gpu3'?)"),
