@@ -43,12 +43,12 @@ def ways_to_fit(inputs: Inputs, graph: Graph) -> str:
     found: list[str] = []
     wider = [ep for ep in _wider(workload, count, inputs.topology.name) if fits(**laid(ep=ep))]
     found += [f"parallel.ep={ep}" for ep in wider[:1]]
-    if workload.rebalance is None:
+    if workload.rebalance is None and workload.model.moe.experts:
         now = workload.expert_slots or workload.model.moe.experts
         slots = _most(now - 1, lambda value: fits(expert_slots=value))
         found += [f"expert_slots={slots} or less"] if slots else []
     if parallel.offload is None and workload.expert_slots is None:
-        ways = ("experts", "layers")
+        ways = ("experts", "layers") if workload.model.moe.experts else ("layers",)
         found += [f"parallel.offload={way}" for way in ways if fits(**laid(offload=way))]
     elif parallel.resident_layers:
         layers = _most(parallel.resident_layers, lambda n: fits(**laid(resident_layers=n - 1)))
@@ -93,7 +93,7 @@ def _fits(inputs: Inputs, graph: Graph, workload: Workload, count: int) -> bool:
 
 def _wider(workload: Workload, count: int, cluster: str) -> list[int]:
     """Larger expert-parallel groups that could be tried on `count` GPUs."""
-    if workload.parallel.stages is not None:
+    if workload.parallel.stages is not None or not workload.model.moe.experts:
         return []
     physical = workload.model.moe.experts + workload.redundant_experts
     try:

@@ -123,6 +123,7 @@ SMALL = ("traffic.steps=1", "traffic.warmup_steps=0")
             ["slots=", "offload=experts", "offload=layers", "8 GPUs"],
         ),
         ("h100x4", "qwen3-235b-a22b", ("traffic.context=2000000",), ["no one change"]),
+        ("dgx-h100", "mlperf-summarization", ("model.layers=200",), ["offload=layers"]),
     ],
 )
 def test_each_way_out_is_one(
