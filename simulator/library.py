@@ -302,10 +302,10 @@ def shipped() -> dict[str, list[str]]:
     from simulator.spec.find import shipped as names
 
     return {
-        "topologies": names("topology"),
-        "workloads": names("workload"),
-        "traces": names("trace"),
-        "transports": names("transport"),
+        "topologies": list(names("topology")),
+        "workloads": list(names("workload")),
+        "traces": list(names("trace")),
+        "transports": list(names("transport")),
     }
 
 

@@ -5,6 +5,7 @@ others by path.
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -23,10 +24,11 @@ _FOLDERS: dict[Kind, tuple[str, str]] = {
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def shipped(kind: Kind) -> list[str]:
+@cache
+def shipped(kind: Kind) -> tuple[str, ...]:
     """Names of what is shipped, sorted, numbers in them by their size."""
     folder, suffix = _folder(kind)
-    return sorted((path.stem for path in folder.glob(f"*{suffix}")), key=_by_number)
+    return tuple(sorted((path.stem for path in folder.glob(f"*{suffix}")), key=_by_number))
 
 
 def _by_number(name: str) -> list[str | int]:

@@ -138,7 +138,7 @@ def test_where_nothing_runs_the_exit_status_is_2(call: Call, study: str, tmp_pat
 
 def test_studies_are_listed(call: Call) -> None:
     rows = json.loads(call("list", "studies", "--json").out)
-    assert [row["name"] for row in rows] == shipped("study")
+    assert [row["name"] for row in rows] == list(shipped("study"))
     assert len(rows) >= 5
     assert all(row["description"].endswith("?") for row in rows)
 

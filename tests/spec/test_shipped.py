@@ -21,7 +21,7 @@ def test_the_names_are_those_of_the_files():
     # Numbers stand by their size, not by their digits.
     sizes = ["h100x4", "h100x16-fat-tree", "h100x16-rail", "h100x32-rail", "h100x1024-rail"]
     assert [name for name in names if name in sizes] == sizes
-    assert shipped("workload") == sorted(p.stem for p in (ROOT / "workloads").glob("*.yaml"))
+    assert list(shipped("workload")) == sorted(p.stem for p in (ROOT / "workloads").glob("*.yaml"))
     assert {"nvswitch16", "a100x2", "a100x8", "h100x4", "a6000x10", "h100x16-rail"} <= set(
         shipped("topology")
     )

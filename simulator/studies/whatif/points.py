@@ -137,7 +137,7 @@ def located(name: str, folder: str) -> str:
 @lru_cache(maxsize=1)
 def _shipped() -> frozenset[str]:
     kinds = ("topology", "workload", "transport", "trace")
-    return frozenset(name for kind in kinds for name in shipped(kind))  # type: ignore[arg-type]
+    return frozenset(name for kind in kinds for name in shipped(kind))
 
 
 def _located_override(text: str, folder: str) -> str:

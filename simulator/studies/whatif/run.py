@@ -76,10 +76,10 @@ def run_study(
                 choices = search(study, runner.rows_of)
             else:
                 choices = list(choices_of(study))
-                runner.rows_of(choices)
+            rows = runner.rows_of(choices)
         points = [
-            Point(number, choice, table.rows[case_of(study, choice).key])
-            for number, choice in enumerate(choices)
+            Point(number, choice, row)
+            for number, (choice, row) in enumerate(zip(choices, rows, strict=True))
         ]
         return Found(study, points, runner.ran, kept)
 
@@ -112,11 +112,13 @@ class _Runner:
 
     def rows_of(self, choices: Sequence[Choice]) -> list[Row]:
         """The rows of points, those that are not there yet run first."""
-        cases = {case.key: case for case in (case_of(self.study, choice) for choice in choices)}
+        each = [case_of(self.study, choice) for choice in choices]
+        keys = [case.key for case in each]
+        cases = dict(zip(keys, each, strict=True))
         missing = [case for key, case in cases.items() if key not in self.table.rows]
         done = len(self.table.rows) if self.total is not None else len(cases) - len(missing)
         self._run(missing, done, self.total or len(cases))
-        return [self.table.rows[case_of(self.study, choice).key] for choice in choices]
+        return [self.table.rows[key] for key in keys]
 
     def _run(self, missing: Iterable[Case], done: int, total: int) -> None:
         todo = deque(missing)
