@@ -35,7 +35,7 @@ def test_lists(call: Call, tmp_path: Path) -> None:
         assert name in everything
     assert "synthetic:0.8" in call("list", "policies").out
     rows = json.loads(call("list", "topologies", "--json").out)
-    assert [row["name"] for row in rows] == shipped("topology")
+    assert [row["name"] for row in rows] == list(shipped("topology"))
     assert all(row["list"] == "topologies" and row["description"] for row in rows)
     assert listing(tmp_path) == []
 

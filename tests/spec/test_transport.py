@@ -46,7 +46,9 @@ def write(tmp_path, monkeypatch):
 
 
 def test_the_shipped_names():
-    assert list(shipped("transport")) == sorted(p.stem for p in (ROOT / "transports").glob("*.yaml"))
+    assert list(shipped("transport")) == sorted(
+        p.stem for p in (ROOT / "transports").glob("*.yaml")
+    )
     assert list(shipped("transport")) == [
         "deepep-ll",
         "deepep-ll-rdma",
